@@ -1,0 +1,1 @@
+"""Initialisations of the classifier of new classes: one module each."""

@@ -1,0 +1,1 @@
+"""Decoders: backbone output to the features that the classifier reads."""

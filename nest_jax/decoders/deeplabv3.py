@@ -1,0 +1,89 @@
+"""The DeepLabV3 head of the published code (Chen et al. 2017, as in MiB, PLOP, RCIL and NeST)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from nest_jax.errors import InputError
+from nest_jax.layers import Conv, InPlaceABN
+from nest_jax.torch_weights import leaf_name
+
+DILATIONS = {16: (6, 12, 18), 8: (12, 24, 32)}
+POOLING_SIZE = 32
+# xavier_normal with PyTorch's gain for a leaky ReLU: the variance is gain^2 * 2 / (fan_in + fan_out)
+GAIN = math.sqrt(2 / (1 + 0.01**2))
+xavier_normal = nn.initializers.variance_scaling(GAIN**2, "fan_avg", "normal")
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """Config values. `channels` of the features; `dilations` of the 3x3 convolutions, () = published ones for the output stride."""
+    return {"channels": 256, "dilations": ()}
+
+
+def image_pooling(x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b hh ww c"]:
+    """Mean over the image where `train`, else over a window of 32 x 32 (or the map, where smaller) around each pixel.
+
+    Returns [b, 1, 1, c] where all pixels have the same mean, else [b, h, w, c]: windows wholly inside the map, replicated to its borders
+    as in the published code, whose two ways agree at 512 x 512 images and output stride 16 only.
+    """
+    rows, cols = min(POOLING_SIZE, x.shape[1]), min(POOLING_SIZE, x.shape[2])
+    x = x.astype(jnp.float32)
+    if train or (rows, cols) == x.shape[1:3]:
+        return jnp.mean(x, (1, 2), keepdims=True)
+    x = lax.reduce_window(x, 0.0, lax.add, (1, rows, 1, 1), (1, 1, 1, 1), "VALID")
+    x = lax.reduce_window(x, 0.0, lax.add, (1, 1, cols, 1), (1, 1, 1, 1), "VALID") / (rows * cols)
+    sides = [((size - 1) // 2, size // 2) for size in (rows, cols)]
+    return jnp.pad(x, ((0, 0), *sides, (0, 0)), mode="edge")
+
+
+class DeepLabV3(nn.Module):
+    """Four parallel convolutions, reduced, plus the reduced image pooling: leaky(norm(A + B)), [b, h, w, channels].
+
+    The pooled branch is added, not concatenated, and there is no dropout: the published code's differences from the DeepLabV3 paper.
+    """
+
+    channels: int
+    dilations: tuple[int, ...]
+    norm: Callable[..., nn.Module] = InPlaceABN
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, body: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w d"]:
+        conv = partial(Conv, self.channels, init=xavier_normal, dtype=self.dtype)
+        branches = [conv(name="map_convs_0")(body)]
+        for index, dilation in enumerate(self.dilations, start=1):
+            branches.append(conv(3, dilation=dilation, name=f"map_convs_{index}")(body))
+        x = self.norm(dtype=self.dtype, name="map_bn")(jnp.concatenate(branches, -1), train)
+        x = conv(name="red_conv")(x)
+        pool = conv(name="global_pooling_conv")(image_pooling(body, train))
+        pool = self.norm(dtype=self.dtype, name="global_pooling_bn")(pool, train)
+        pool = conv(name="pool_red_conv")(pool)
+        return self.norm(dtype=self.dtype, name="red_bn")(x + pool, train)
+
+
+def build(name: str, settings: Mapping[str, Any], dtype: Any, *, output_stride: int = 16) -> nn.Module:
+    """The head for a body of `output_stride` image pixels per pixel.
+
+    Raises:
+        InputError: no dilations are given and none are published for this stride.
+    """
+    dilations = tuple(settings["dilations"]) or DILATIONS.get(output_stride)
+    if dilations is None:
+        raise InputError(
+            f"decoder.dilations: () means the published values, and there are none for output stride {output_stride}"
+            f" (only {', '.join(map(str, DILATIONS))}); give them, e.g. (3, 6, 9)"
+        )
+    return DeepLabV3(int(settings["channels"]), dilations, dtype=dtype)
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """The published name of a leaf: ("map_convs_1", "kernel") -> "map_convs.1.weight"."""
+    return ".".join((*path[:-1], leaf_name(path[-1]))).replace("map_convs_", "map_convs.")

@@ -1,0 +1,12 @@
+"""What a user can mend: one exception type whose message is all that is shown."""
+
+
+class InputError(Exception):
+    """Something outside the program is wrong: a file, a value, a name.
+
+    The message names the file, the value and the choices. The command line prints it without a stack trace and exits with code 2.
+    """
+
+
+class TrainingError(Exception):
+    """Training cannot go on (a non-finite loss). The message names the terms, the step and the last good checkpoint; exit code 3."""

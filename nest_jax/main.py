@@ -1,0 +1,143 @@
+"""The command line: `python -m nest_jax.main --config=FILE[:ARG] [--workdir=DIR] [--config.KEY=VALUE ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import NoReturn
+
+from nest_jax import __version__, config
+from nest_jax.errors import InputError, TrainingError
+
+INPUT_ERROR, TRAINING_ERROR, INTERRUPTED = 2, 3, 130  # exit codes
+
+EXAMPLES = """\
+examples:
+  python -m nest_jax.main --config=configs/shapes.py
+  python -m nest_jax.main --config=configs/voc_15_1.py --config.dataset.root=/data/VOCdevkit
+  python -m nest_jax.main --config=configs/voc_15_1.py:method=mib,classifier_init=background --workdir=runs/mib
+  python -m nest_jax.main --config=configs/voc_15_1.py --config.train.epochs=30,10 --config.seed=1 --validate_only
+
+A run that was stopped continues when the same command is given again. Exit codes: 0 done, 2 something in the input is
+wrong, 3 training cannot go on (a loss is not finite), 130 interrupted.
+configs: """
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors go the way of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help shows examples)")
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The flags, and the overrides `("train.epochs", "6,6")` in their order.
+
+    Raises:
+        InputError: an unknown or incomplete flag.
+    """
+    parser = Parser(
+        prog="python -m nest_jax.main",
+        description="Trains a class-incremental segmenter, task after task.",
+        epilog=EXAMPLES + ", ".join(config.available()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="config file; ARG picks plug-ins: method=mib,..."
+    )
+    parser.add_argument("--config.KEY", dest="key", metavar="VALUE", help="overrides one value of it")
+    parser.add_argument("--workdir", metavar="DIR", help="where the run is kept (default: runs/NAME of the config)")
+    parser.add_argument(
+        "--validate_only", action="store_true", help="check the config, print it and its tasks, and stop"
+    )
+    parser.add_argument(
+        "--multihost", action="store_true", help="one of several processes: jax.distributed.initialize() first"
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"nest_jax {__version__} (jax {metadata.version('jax')})"
+    )
+
+    flags, overrides = _split(arguments)
+    known, unknown = parser.parse_known_args(flags)
+    if unknown:
+        choices = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+        raise InputError("\n".join(config.plugins.unknown("flag", word, choices) for word in unknown))
+    return known, overrides
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Takes `--config.KEY=VALUE` and `--config.KEY VALUE` out of the arguments."""
+    flags, overrides, words = [], [], iter(arguments)
+    for word in words:
+        if not word.startswith("--config."):
+            flags.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            following = next(words, "--")
+            if following.startswith("--"):
+                raise InputError(f"{word} needs a value: {word}=VALUE")
+            value = following
+        overrides.append((key, value))
+    return flags, overrides
+
+
+def run(arguments: Sequence[str]) -> None:
+    """What `main` does, with errors as exceptions."""
+    flags, overrides = parse(arguments)
+    settings = config.load(flags.config)
+    config.override(settings, overrides)
+    if flags.multihost:
+        import jax
+
+        jax.distributed.initialize()
+    config.validate(settings)
+    if flags.validate_only:
+        print(describe(settings))
+        return
+
+    import absl.flags
+    import jax
+
+    from nest_jax import train
+
+    absl.flags.FLAGS(sys.argv[:1])  # Grain's worker processes want absl's flags parsed
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("nest_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    train.run(settings, flags.workdir or f"runs/{settings.name}")
+
+
+def describe(settings: config.Config) -> str:
+    """The resolved config, one line per task, and the network's size and shapes."""
+    shapes = config.shape_check(settings)
+    height, width, channels = shapes["pre_logits"][1:]
+    return (
+        f"{config.to_json(config.resolve(settings))}"
+        f"{config.tasks.describe(config.protocol(settings))}\n"
+        f"network: {shapes['parameters']:,} parameters, features {height} x {width} x {channels}, {shapes['logits'][-1]} classes at the end"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code. What a user can mend is one plain message, without a stack trace."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INPUT_ERROR
+    except TrainingError as error:
+        print(f"training stopped: {error}", file=sys.stderr)
+        return TRAINING_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""CISS methods: one module each; the contract stands in docs/add_a_method.md."""

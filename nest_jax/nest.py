@@ -1,0 +1,324 @@
+"""NeST, New Classifier Pre-tuning (ECCV 2024): the classifier of a new class as a learned transformation of all old ones.
+
+`w_c = (M_c ⊙ W_old) P_c` with an importance matrix M_c `[old, d]` and a projection P_c `[old]` for every new class c, and
+`ŵ_0 = (M_0 ⊙ w_0) P_0` for background. Only M, P, M_0, P_0 and the new bias are trained, on features behind `stop_gradient`; then the result
+is written into the classifier. `new_classifier` is the whole of it, for any training loop; the trainer calls it too.
+
+Arrays: features `[b, h, w, d]`; labels `[b, H, W]`, indices into old + new classes, 255 ignored; kernels `[d, classes]`.
+Where the paper and the published code differ, `Settings` names the choice and docs/fidelity.md explains it; defaults are the code's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nest_jax import blockwise, classifier, losses, optim, upsample
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Pre-tuning's hyper-parameters and its named choices (facts behind each: docs/fidelity.md).
+
+    Attributes:
+        epochs, learning_rate, momentum, weight_decay, poly_power: SGD with Nesterov momentum and poly decay; weight decay acts on all five tensors.
+        schedule: "shifted" advances the schedule before the update (last step has rate 0); "plain" after it.
+        statistics_stride: similarity statistics are taken at 1/stride of the label resolution.
+        batch_norm: "train" uses batch statistics and moves the running ones; "eval" leaves the network untouched.
+        new_bias: start of the new biases: "random" (one common U(±1/√d) scalar), "background" (the trained background bias), "zeros".
+        bias_rescale: "l2_total" multiplies the new biases by ‖b_old‖/‖b_new‖, "mean_abs" by the ratio of mean |b|, "off" leaves them.
+        background_norm: "restore" gives the transformed background classifier its old norm; "free" leaves it.
+        weight_alignment: scale new kernels to the mean norm of the old ones (eq. 13).
+    """
+
+    epochs: int = 5
+    learning_rate: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    poly_power: float = 0.9
+    schedule: str = "shifted"
+    statistics_stride: int = 4
+    batch_norm: str = "train"
+    new_bias: str = "random"
+    bias_rescale: str = "l2_total"
+    background_norm: str = "restore"
+    weight_alignment: bool = True
+
+
+CHOICES = {
+    "schedule": ("shifted", "plain"),
+    "batch_norm": ("train", "eval"),
+    "new_bias": ("random", "background", "zeros"),
+    "bias_rescale": ("l2_total", "mean_abs", "off"),
+    "background_norm": ("restore", "free"),
+}
+
+Transform = dict[str, Array]  # importance [new, old, d], projection [new, old], bg_importance [d], bg_projection [], bias [new]
+Statistics = dict[str, Array]  # positive, negative [new, old, d]; pixels int32 [new]
+
+
+class Result(NamedTuple):
+    """`kernel [d, old + new]` and `bias [old + new]`; `network` as the features function left it; `details` for inspection."""
+
+    kernel: Array
+    bias: Array
+    network: Any
+    details: dict[str, Any]
+
+
+# --- similarity statistics ------------------------------------------------------------------------------------------------------------
+
+
+def no_statistics(num_new: int, num_old: int, channels: int) -> Statistics:
+    """Sums over no pixels."""
+    shape = (num_new, num_old, channels)
+    return {"positive": jnp.zeros(shape), "negative": jnp.zeros(shape), "pixels": jnp.zeros(num_new, jnp.int32)}
+
+
+def add_statistics(
+    statistics: Statistics,
+    old: classifier.Classifier,
+    features: Float[Array, "b h w d"],
+    labels: Int[Array, "b H W"],
+    *,
+    stride: int,
+) -> Statistics:
+    """Adds a batch to the sums from which every M_c follows, in two matrix products a class.
+
+    With s the old model's softmax scores and p the embeddings of the pixels of class c, the paper's mean of `1[p_d W_id > 0] s_i` is
+    `(1[W>0] ⊙ sᵀ1[p>0] + 1[W<0] ⊙ sᵀ1[p<0]) / N_c`: a product of signs is positive when both are equal. No `[pixels, old, d]` array exists.
+    Features and logits are resampled bilinearly to 1/stride of the label resolution, labels by nearest.
+    (The published code interpolates the logits up to the label resolution and down again; between the same grid points that is the identity.)
+    """
+    num_old = old["kernel"].shape[1]
+    size = (labels.shape[1] // stride, labels.shape[2] // stride)
+    small_logits = jnp.matmul(features, old["kernel"], precision=HIGHEST) + old["bias"]
+    scores = jax.nn.softmax(upsample.bilinear(small_logits, size)).reshape(-1, num_old)
+    embeddings = upsample.bilinear(features, size).reshape(-1, features.shape[-1])
+    signs = jnp.concatenate([embeddings > 0, embeddings < 0], axis=1).astype(jnp.float32)
+    nearest = labels[:, : size[0] * stride : stride, : size[1] * stride : stride].reshape(-1)
+
+    def of_class(label):
+        mask = nearest == label
+        return jnp.matmul((scores * mask[:, None]).T, signs, precision=HIGHEST), jnp.sum(mask, dtype=jnp.int32)
+
+    num_new = statistics["pixels"].shape[0]
+    products, pixels = jax.lax.map(of_class, num_old + jnp.arange(num_new))
+    positive, negative = jnp.split(products, 2, axis=-1)
+    return {
+        "positive": statistics["positive"] + positive,
+        "negative": statistics["negative"] + negative,
+        "pixels": statistics["pixels"] + pixels,
+    }
+
+
+def initial_transform(statistics: Statistics, old: classifier.Classifier, bias: Float[Array, " new"]) -> Transform:
+    """M and P from the similarity statistics; ones for background; `bias` for the new classes.
+
+    `M_c` is the mean masked score, `P_c = softmax_i Σ_d M_c[i, d]`. A class without a sampled pixel starts as a copy of the background
+    classifier instead of the published 0/0.
+    """
+    kernel = old["kernel"].T
+    pixels = statistics["pixels"][:, None, None]
+    summed = jnp.where(kernel > 0, statistics["positive"], 0.0) + jnp.where(kernel < 0, statistics["negative"], 0.0)
+    importance = summed / jnp.maximum(pixels, 1)
+    projection = jax.nn.softmax(jnp.sum(importance, axis=-1), axis=-1)
+    background = jnp.zeros(projection.shape[-1]).at[0].set(1.0)
+    return {
+        "importance": jnp.where(pixels > 0, importance, background[:, None]),
+        "projection": jnp.where(pixels[..., 0] > 0, projection, background),
+        "bg_importance": jnp.ones(kernel.shape[1]),
+        "bg_projection": jnp.ones(()),
+        "bias": bias,
+    }
+
+
+# --- the transformation ---------------------------------------------------------------------------------------------------------------
+
+
+def transformed(transform: Transform, old: classifier.Classifier) -> classifier.Classifier:
+    """The classifier that pre-tuning evaluates: ŵ_0 with the old background bias, the other old classes as they are, the new classes."""
+    background = old["kernel"][:, :1] * transform["bg_importance"][:, None] * transform["bg_projection"]
+    new = jnp.einsum(
+        "nod,do,no->dn", transform["importance"], old["kernel"], transform["projection"], precision=HIGHEST
+    )
+    return {
+        "kernel": jnp.concatenate([background, old["kernel"][:, 1:], new], axis=1),
+        "bias": jnp.concatenate([old["bias"], transform["bias"]]),
+    }
+
+
+def write_back(transform: Transform, old: classifier.Classifier, settings: Settings) -> classifier.Classifier:
+    """The classifier that training starts from, in the published order: new kernels, bias, background, weight alignment."""
+    num_old = old["bias"].shape[0]
+    result = transformed(transform, old)
+    size = {
+        "l2_total": jnp.linalg.norm,
+        "mean_abs": lambda b: jnp.mean(jnp.abs(b)),
+        "off": lambda b: jnp.ones(()),
+    }[settings.bias_rescale]
+    new_size = size(transform["bias"])
+    factor = jnp.where(new_size > 0, size(old["bias"]) / jnp.where(new_size > 0, new_size, 1.0), 1.0)
+    bias = jnp.concatenate([old["bias"], transform["bias"] * factor])
+    kernel = result["kernel"]
+    if settings.background_norm == "restore":
+        norm = jnp.linalg.norm(kernel[:, 0])
+        scale = jnp.where(norm > 0, jnp.linalg.norm(old["kernel"][:, 0]) / jnp.where(norm > 0, norm, 1.0), 1.0)
+        kernel = kernel.at[:, 0].multiply(scale)
+    if settings.weight_alignment:
+        kernel = classifier.align_weights(kernel, num_old)
+    return {"kernel": kernel, "bias": bias}
+
+
+def initial_bias(key: Array, old: classifier.Classifier, num_new: int, settings: Settings) -> Float[Array, " new"]:
+    """Start of the new biases. "random" is what the published code does: a bias drawn before the trained one is loaded."""
+    if settings.new_bias == "background":
+        return jnp.full(num_new, old["bias"][0])
+    if settings.new_bias == "zeros":
+        return jnp.zeros(num_new)
+    bound = old["kernel"].shape[0] ** -0.5
+    return jnp.full(num_new, jax.random.uniform(key, (), minval=-bound, maxval=bound))
+
+
+# --- pre-tuning -----------------------------------------------------------------------------------------------------------------------
+
+
+class Batches(NamedTuple):
+    """Where the two phases find their data: each function maps a first step to an iterator over the remaining batches."""
+
+    statistics: Callable[[int], Iterable[Any]]
+    statistics_steps: int
+    pretuning: Callable[[int], Iterable[Any]]
+    pretuning_steps: int
+
+
+def repeated(batches: Sequence[Any], epochs: int) -> Batches:
+    """Batches in memory: one pass for the statistics, `epochs` passes in the same order for pre-tuning."""
+    total = epochs * len(batches)
+    return Batches(
+        lambda start: batches[start:],
+        len(batches),
+        lambda start: (batches[i % len(batches)] for i in range(start, total)),
+        total,
+    )
+
+
+def given(frozen: Any, network: Any, batch: Any) -> tuple[Array, Array, Any]:
+    """Features function of batches that already are `(features, labels)`."""
+    return batch[0], batch[1], network
+
+
+def run_all(phase: str, step: Callable, carry: Any, frozen: Any, batches: Callable, steps: int) -> Any:
+    """Plain loop over a phase. The trainer passes one that is sharded, shows progress and survives a kill."""
+    step = jax.jit(step)
+    for batch in batches(0):
+        carry, _ = step(carry, frozen, batch)
+    return carry
+
+
+def new_classifier(
+    old_kernel: Float[Array, "d old"],
+    old_bias: Float[Array, " old"],
+    batches: Batches | Sequence[Any],
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    *,
+    num_new: int,
+    key: Array | None = None,
+    bias: Float[Array, " new"] | None = None,
+    frozen: Any = None,
+    network: Any = None,
+    statistics_features: Callable = given,
+    pretuning_features: Callable = given,
+    run: Callable = run_all,
+    block_rows: int = 0,
+) -> Result:
+    """Kernel and bias of all classes, the new ones prepared by NeST.
+
+        batches = [(features [b, h, w, d], labels [b, H, W]), ...]   # labels: 0 background, old .. old + new - 1, 255 ignored
+        kernel, bias, *_ = nest.new_classifier(old_kernel, old_bias, batches, nest.Settings(epochs=5), num_new=1)
+
+    Args:
+        old_kernel, old_bias: the classifier of the previous task, background first.
+        batches: `(features, labels)` pairs, or `Batches` of anything that the features functions understand.
+        settings: hyper-parameters and named choices.
+        num_new: number of new classes; their labels follow the old ones.
+        key: for the random start of the new bias (default: key 42). `bias` gives the start itself.
+        frozen, network: passed to the features functions; `network` is threaded through pre-tuning (running statistics).
+        statistics_features, pretuning_features: `(frozen, network, batch) -> (features, labels, network)`, traced inside the jitted steps.
+        run: `(phase, step, carry, frozen, batches, steps) -> carry`, with `step(carry, frozen, batch) -> (carry, logged scalars)`.
+        block_rows: rows of the label map computed at a time (0 = by size).
+
+    Returns:
+        Result. `details` holds `initial` and `pretuned` transforms and `pixels` per new class; a class with 0 pixels started from background.
+    """
+    if not isinstance(batches, Batches):
+        batches = repeated(batches, settings.epochs)
+    old = {"kernel": jnp.asarray(old_kernel), "bias": jnp.asarray(old_bias)}
+    channels, num_old = old["kernel"].shape
+    if bias is None:
+        bias = initial_bias(jax.random.key(42) if key is None else key, old, num_new, settings)
+    schedule = optim.poly(
+        settings.learning_rate,
+        batches.pretuning_steps,
+        settings.poly_power,
+        shift=int(settings.schedule == "shifted"),
+    )
+    optimiser = optim.sgd(schedule, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    frozen = {"old": old, "features": frozen}
+
+    def statistics_step(statistics, frozen, batch):
+        features, labels, _ = statistics_features(frozen["features"], network, batch)
+        stride = settings.statistics_stride
+        return add_statistics(statistics, frozen["old"], features, labels, stride=stride), {}
+
+    def pretuning_step(carry, frozen, batch):
+        features, labels, network = pretuning_features(frozen["features"], carry["network"], batch)
+        features = jax.lax.stop_gradient(features)
+
+        def loss(transform):
+            now = transformed(transform, frozen["old"])
+            logits = jnp.matmul(features, now["kernel"], precision=HIGHEST) + now["bias"]
+            sums = blockwise.sums_per_image(
+                lambda z, _, y: {"unce": losses.unbiased_cross_entropy(z, y, num_old=num_old)},
+                logits,
+                None,
+                labels,
+                rows=block_rows,
+            )
+            return jnp.sum(sums["unce"]) / labels.size
+
+        value, gradients = jax.value_and_grad(loss)(carry["transform"])
+        updates, opt_state = optimiser.update(gradients, carry["opt_state"], carry["transform"])
+        transform = jax.tree.map(jnp.add, carry["transform"], updates)
+        return {**carry, "transform": transform, "opt_state": opt_state, "network": network}, {"unce": value}
+
+    statistics = run(
+        "statistics",
+        statistics_step,
+        no_statistics(num_new, num_old, channels),
+        frozen,
+        batches.statistics,
+        batches.statistics_steps,
+    )
+    transform = initial_transform(statistics, old, bias)
+    carry = {
+        "transform": transform,
+        "initial": jax.tree.map(jnp.copy, transform),  # copied: the trainer donates the carry
+        "opt_state": optimiser.init(transform),
+        "network": network,
+        "pixels": statistics["pixels"],
+    }
+    carry = run("pretuning", pretuning_step, carry, frozen, batches.pretuning, batches.pretuning_steps)
+    final = write_back(carry["transform"], old, settings)
+    details = {"initial": carry["initial"], "pretuned": carry["transform"], "pixels": carry["pixels"]}
+    return Result(final["kernel"], final["bias"], carry["network"], details)
+
+
+def num_parameters(num_old: int, num_new: int, channels: int) -> int:
+    """Pre-tuned parameters: `new old (d + 1) + d + new + 1`."""
+    return num_new * num_old * (channels + 1) + channels + num_new + 1

@@ -1,0 +1,134 @@
+"""The loop that every phase of a task runs in: jitted, sharded, shown, checked for non-finite losses, and resumable after a kill."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from nest_jax import checkpoints, sharding, writers
+from nest_jax.errors import TrainingError
+
+PHASES = ("statistics", "pretuning", "training")  # in the order in which they run within a task
+
+
+class Context(NamedTuple):
+    """Where a task runs, and the seconds and steps that its phases have taken so far."""
+
+    workdir: Any
+    config: Any
+    mesh: Mesh
+    writer: writers.Writer
+    task: int
+    seconds: dict[str, float]
+    steps: dict[str, int]
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
+
+
+def run(
+    context: Context,
+    phase: str,
+    step: Callable,
+    carry: Any,
+    frozen: Any,
+    batches: Callable[[int], Iterable[dict[str, np.ndarray]]],
+    steps: int,
+) -> Any:
+    """`carry` after `steps` calls of `step(carry, frozen, batch) -> (carry, scalars)`, compiled once.
+
+    Continues from the newest rolling checkpoint of the task. If that was made in a later phase, this one is over: `carry` comes back as it
+    is, and what is derived from it is replaced when the later phase restores its own.
+
+    Args:
+        carry: donated; `frozen`: everything else on the device (teacher, label table); both are copied to all devices here.
+        batches: first step -> this process's batches from that step on.
+
+    Raises:
+        TrainingError: a scalar is not finite; names every scalar, the step and the last good checkpoint.
+    """
+    config, task = context.config, context.task
+    start = 0
+    carry = sharding.replicate(carry, context.mesh)
+    if newest := checkpoints.latest_rolling(context.workdir, task):
+        saved = checkpoints.metadata(newest)
+        if PHASES.index(saved["phase"]) > PHASES.index(phase):
+            return carry
+        if saved["phase"] == phase:
+            carry, _ = checkpoints.restore(newest, carry)
+            start = saved["iteration"]
+            context.seconds.update(saved["seconds"])
+            context.steps.update(saved["steps"])
+    context.writer.rewind(task, phase, start)
+    frozen = sharding.replicate(frozen, context.mesh)
+    replicated = sharding.replicated(context.mesh)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+
+    clock = last_save = time.monotonic()
+    spent = context.seconds.get(phase, 0.0)
+    waiting: list[tuple[int, dict[str, jax.Array]]] = []
+    with writers.progress(steps, start, f"task {task} {phase}", enabled=config.log.progress) as bar:
+        for done, batch in enumerate(batches(start), start + 1):
+            carry, scalars = compiled(carry, frozen, sharding.global_batch(batch, context.mesh))
+            waiting.append((done, scalars))
+            due = _due(config.checkpoint, done, time.monotonic() - last_save) and done < steps
+            loss = None
+            if due or done == steps or done % config.log.every_steps == 0:
+                loss = _log(context, phase, waiting)  # the only place that waits for the device
+            bar.update(1, loss=loss, images=len(batch["image"]) * jax.process_count())
+            if due or done == steps:
+                _check_state(context, phase, done, carry)
+                context.seconds[phase] = spent + time.monotonic() - clock
+                context.steps[phase] = done
+            if due:
+                extra = {"seconds": context.seconds, "steps": context.steps}
+                checkpoints.save_rolling(
+                    context.workdir, task, phase, done, carry, extra, keep=config.checkpoint.keep
+                )
+                last_save = time.monotonic()
+    return carry
+
+
+def _due(settings: Any, done: int, since_save: float) -> bool:
+    by_steps = settings.every_steps > 0 and done % settings.every_steps == 0
+    # Processes must agree; their clocks do not, so that time counts in runs of one process only.
+    by_time = jax.process_count() == 1 and settings.every_seconds > 0 and since_save >= settings.every_seconds
+    return by_steps or by_time
+
+
+def _log(context: Context, phase: str, waiting: list) -> float | None:
+    """Fetches the scalars of all steps since the last call, checks and logs them (mean over these steps); returns the total loss."""
+    fetched = [(done, {k: float(v) for k, v in scalars.items()}) for done, scalars in jax.device_get(waiting)]
+    waiting.clear()
+    for done, scalars in fetched:
+        if not all(np.isfinite(value) for value in scalars.values()):
+            terms = ", ".join(f"{name}={value}" for name, value in scalars.items())
+            raise TrainingError(f"task {context.task}, {phase}, step {done}: not finite: {terms}. {_last_good(context)}")
+    if not fetched or not fetched[0][1]:
+        return None
+    means = {name: float(np.mean([scalars[name] for _, scalars in fetched])) for name in fetched[0][1]}
+    context.writer.write(context.task, phase, fetched[-1][0], means)
+    return means.get("loss", next(iter(means.values())))
+
+
+def _check_state(context: Context, phase: str, done: int, carry: Any) -> None:
+    if not bool(_all_finite(carry)):
+        raise TrainingError(
+            f"task {context.task}, {phase}, step {done}: the losses are finite but the update is not. {_last_good(context)}"
+        )
+
+
+def _last_good(context: Context) -> str:
+    kept = checkpoints.latest_rolling(context.workdir, context.task)
+    if kept is None:
+        tasks = checkpoints.completed_tasks(context.workdir)
+        kept = checkpoints.task_directory(context.workdir, tasks[-1]) if tasks else None
+    hint = "a lower learning rate often helps: --config.train.learning_rate"
+    return f"Last good checkpoint: {kept or 'none yet'}; {hint}."

@@ -1,0 +1,92 @@
+"""The training step: teacher forward, student forward and backward, update; one jitted, donated function per task."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from nest_jax import blockwise, segmenter as seg
+from nest_jax.method import Method
+from nest_jax.segmenter import Segmenter
+from nest_jax.state import TrainState
+
+Batch = dict[str, Array]
+Step = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def make(
+    segmenter: Segmenter,
+    method: Method,
+    optimiser: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    block_rows: int = 0,
+) -> Step:
+    """`step(state, frozen, batch) -> (state, terms)`, pure; the caller jits it.
+
+    `frozen` = {"teacher": {"network", "classifier", "batch_stats"} or None, "table": uint8 [256], "prepared": the method's,
+    "key": uint32 [2]}.
+    `batch` = {"image" uint8 (or normalised float) [b, H, W, 3], "label" uint8 [b, H, W], raw}. `terms` are the weighted loss terms and their
+    sum "loss", means over the batch. With `accumulation` > 1 the batch is cut into that many parts, one after the other: the gradient
+    is that of the whole batch, batch statistics are those of each part.
+    """
+
+    def loss(params, batch_stats, frozen, images, labels, key):
+        labels = frozen["table"][labels.astype(jnp.int32)].astype(jnp.int32)
+        features, batch_stats = seg.apply(segmenter, params["network"], batch_stats, images, train=True, key=key)
+        logits = seg.logits(features.pre_logits, params["classifier"])
+        old_features, old_logits = None, None
+        if method.teacher:
+            teacher = frozen["teacher"]
+            old_features, _ = seg.apply(segmenter, teacher["network"], teacher["batch_stats"], images, train=False)
+            old_logits = seg.logits(old_features.pre_logits, teacher["classifier"])
+
+        def pixel_terms(logits, old_logits, labels):
+            return method.pixel_terms(logits, old_logits, labels, frozen["prepared"])
+
+        sums = blockwise.sums_per_image(pixel_terms, logits, old_logits, labels, rows=block_rows)
+        terms = method.combine(sums, labels.shape[1] * labels.shape[2])
+        terms = {**terms, **method.feature_terms(features, old_features, logits, old_logits)}
+        return sum(terms.values()), (batch_stats, terms)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def accumulated(params, batch_stats, frozen, batch, key):
+        if accumulation == 1:
+            (total, (batch_stats, terms)), gradients = gradient(
+                params, batch_stats, frozen, batch["image"], batch["label"], key
+            )
+            return gradients, batch_stats, {"loss": total, **terms}
+        # Part i takes rows i, i + accumulation, ...: each device keeps its own rows.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0), batch)
+
+        def part(carry, xs):
+            batch, key = xs
+            (total, (batch_stats, terms)), gradients = gradient(
+                params, carry, frozen, batch["image"], batch["label"], key
+            )
+            return batch_stats, (gradients, {"loss": total, **terms})
+
+        def add(carry, xs):
+            batch_stats, (gradients, terms) = part(carry[0], xs)
+            return (batch_stats, *jax.tree.map(jnp.add, carry[1:], (gradients, terms))), None
+
+        keys = jax.random.split(key, accumulation)
+        first = jax.tree.map(lambda x: x[0], (parts, keys))
+        rest = jax.tree.map(lambda x: x[1:], (parts, keys))
+        batch_stats, start = part(batch_stats, first)
+        (batch_stats, gradients, terms), _ = jax.lax.scan(add, (batch_stats, *start), rest)
+        gradients, terms = jax.tree.map(lambda x: x / accumulation, (gradients, terms))
+        return gradients, batch_stats, terms
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(frozen["key"]), state.step)
+        gradients, batch_stats, terms = accumulated(state.params, state.batch_stats, frozen, batch, key)
+        updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), terms
+
+    return step

@@ -1,0 +1,206 @@
+"""The training story, top to bottom: the tasks in order; for each one prepare the new classifier, train, evaluate, save."""
+
+import dataclasses
+import logging
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nest_jax import checkpoints, classifier, evaluate, optim, phases, pictures, plugins, results
+from nest_jax import config as configs
+from nest_jax import data as task_data
+from nest_jax import segmenter as seg
+from nest_jax import sharding, state, step, tasks, writers
+from nest_jax.data import Data
+from nest_jax.errors import InputError
+from nest_jax.initialisation import Job
+
+log = logging.getLogger(__name__)
+
+Model = dict[str, Any]  # {"network": {"body", "head"}, "classifier": {"kernel", "bias"}, "batch_stats": {"body", "head"}}
+
+
+class Run(NamedTuple):
+    """What all tasks of a run share."""
+
+    config: Any
+    workdir: Any
+    mesh: Any
+    writer: writers.Writer
+    segmenter: seg.Segmenter
+    data: Data
+
+
+def run(config: Any, workdir: Any) -> dict[str, Any]:
+    """Trains all tasks of a config and returns what `workdir/results.json` holds.
+
+    A run that was interrupted continues: call it again with the same workdir.
+
+    Args:
+        config: of `nest_jax.config.load("configs/voc_15_1.py:method=mib")`, perhaps changed.
+        workdir: local path or gs://...
+
+    Raises:
+        InputError: config, data, weights or workdir are not usable; nothing has been overwritten.
+        TrainingError: a loss became non-finite.
+    """
+    config = configs.prepare(config, workdir, write=jax.process_index() == 0)
+    precision = "highest" if config.dtype == "float32" else "default"  # float32 means float32 on accelerators too
+    with (
+        checkpoints.lock(workdir),
+        writers.Writer(workdir, config.log.tensorboard) as writer,
+        jax.default_matmul_precision(precision),
+    ):
+        reported = configs.protocol(config)
+        joined = getattr(plugins.load("methods", config.method.name), "JOINS_TASKS", False)
+        learnt = dataclasses.replace(reported, tasks=(sum(reported.tasks, ()),)) if joined else reported
+        data = task_data.load(config, learnt, reported)
+        print(tasks.describe(learnt, presence=data.train.presence))
+        shared = Run(config, workdir, sharding.mesh(), writer, seg.build(config), data)
+        outcome = results.new(config.name, config, len(reported.seen(0)))
+        model = None
+        for task in range(len(learnt)):
+            model, report = run_task(shared, task, model)
+            outcome["tasks"].append(report)
+            results.write(workdir, outcome)
+            print(f"\n{results.table(outcome)}", flush=True)
+        pictures.sheet(workdir)
+        return results.read(workdir)
+
+
+def run_task(run: Run, task: int, previous: Model | None) -> tuple[Model, dict[str, Any]]:
+    """The model after `task` and the task's report: restored where the task is complete, else learnt from `previous`."""
+    directory = checkpoints.task_directory(run.workdir, task)
+    if checkpoints.exists(directory):
+        tree, saved = checkpoints.restore(directory)
+        log.info("task %d is complete: %s", task, directory)
+        return tree["model"], saved["report"]
+    context = phases.Context(run.workdir, run.config, run.mesh, run.writer, task, {}, {})
+    start, details = start_of_task(run, context, previous)
+    base_is_given = task == 0 and run.config.init_from
+    model = start if base_is_given else train_task(run, context, start, previous)
+
+    started = time.monotonic()
+    confusion = evaluate.run(run.data, run.segmenter, run.mesh, task, model, run.workdir)
+    protocol = run.data.protocol
+    report = results.task_entry(
+        task,
+        run.data.class_names(protocol.new(task)),
+        run.data.class_names(protocol.seen(task)),
+        confusion,
+        num_base=len(run.data.reported.seen(0)),
+        seconds={**context.seconds, "evaluation": time.monotonic() - started},
+        steps=context.steps,
+        images={
+            "train": len(task_data.training_images(run.data, task)),
+            "val": len(tasks.test_indices(run.data.val.presence, protocol, task)),
+        },
+        peak_memory_bytes=results.peak_memory_bytes(),
+    )
+    metadata = {"task": task, "classes": run.data.class_names(protocol.seen(task)), "config": run.config}
+    checkpoints.save(directory, {"model": model, "details": details}, {**metadata, "report": report})
+    checkpoints.drop_rolling(run.workdir, task)
+    return model, report
+
+
+def start_of_task(run: Run, context: phases.Context, previous: Model | None) -> tuple[Model, dict[str, Any]]:
+    """The model that training starts from, and what its initialisation leaves for inspection. Made once, then kept on disk."""
+    task = context.task
+    if previous is None:
+        return (earlier_base(run) if run.config.init_from else first_model(run)), {}
+    directory = checkpoints.task_directory(run.workdir, task).parent / f"start-{task:02d}"
+    if checkpoints.exists(directory):
+        tree, saved = checkpoints.restore(directory)
+        context.seconds.update(saved["seconds"])
+        context.steps.update(saved["steps"])
+        return tree["model"], tree.get("details", {})
+    plugin = plugins.load("classifier_init", run.config.classifier_init.name)
+    job = Job(
+        settings=run.config.classifier_init,
+        key=task_key(run, task),
+        segmenter=run.segmenter,
+        model=previous,
+        num_new=len(run.data.protocol.new(task)),
+        batches=task_data.preparation(run.data, task),
+        table=jnp.asarray(tasks.train_table(run.data.protocol, task)),
+        run=partial(phases.run, context),
+        block_rows=run.config.loss.block_rows,
+    )
+    made = plugin.initialise(job)
+    names = run.data.class_names(run.data.protocol.new(task))
+    for line in plugin.warnings(made.details, names) if hasattr(plugin, "warnings") else ():
+        writers.warn_once(f"task {task}: {line}")
+    model = {"network": previous["network"], "classifier": made.classifier, "batch_stats": made.batch_stats}
+    saved = {"seconds": context.seconds, "steps": context.steps}
+    checkpoints.save(directory, {"model": model, "details": made.details}, saved)
+    return model, made.details
+
+
+def first_model(run: Run) -> Model:
+    """Task 0: the pretrained backbone, a random decoder, a random classifier of background and the base classes."""
+    network_key, classifier_key = jax.random.split(task_key(run, 0))
+    network, batch_stats = seg.init(run.segmenter, network_key, run.config.train.crop_size)
+    network, batch_stats = seg.load_pretrained(run.config, network, batch_stats)
+    base = classifier.random(classifier_key, run.segmenter.channels, len(run.data.protocol.seen(0)))
+    return {"network": network, "classifier": base, "batch_stats": batch_stats}
+
+
+def earlier_base(run: Run) -> Model:
+    """The model after task 0 of the run `config.init_from`, which must have learnt the same classes with the same network."""
+    directory = checkpoints.task_directory(run.config.init_from, 0)
+    if not checkpoints.exists(directory):
+        raise InputError(f"init_from={run.config.init_from}: no completed task 0 there ({directory})")
+    wanted = run.data.class_names(run.data.protocol.seen(0))
+    found = checkpoints.metadata(directory)["classes"]
+    if found != wanted:
+        raise InputError(
+            f"init_from={run.config.init_from}: its task 0 learnt {', '.join(found)}; here it is {', '.join(wanted)}"
+        )
+    key = jax.random.key(0)
+    network, batch_stats = jax.eval_shape(lambda: seg.init(run.segmenter, key, run.config.train.crop_size))
+    base = jax.eval_shape(lambda: classifier.random(key, run.segmenter.channels, len(wanted)))
+    target = {"model": {"network": network, "classifier": base, "batch_stats": batch_stats}}
+    return checkpoints.restore(directory, target)[0]["model"]
+
+
+def train_task(run: Run, context: phases.Context, start: Model, teacher: Model | None) -> Model:
+    """The model after the task's epochs. The first task is plain cross entropy, whatever the method."""
+    config, data, task = run.config.train, run.data, context.task
+    later = min(task, 1)  # epochs and learning rate are pairs: task 0, later tasks
+    num_old = len(data.protocol.old(task))
+    plugin = plugins.load("methods", run.config.method.name if task else "finetune")
+    method = plugin.build(run.config.method, num_old=num_old, num_new=len(data.protocol.new(task)))
+    steps = task_data.steps(data, task, config.epochs[later])
+    optimiser = optim.sgd(
+        optim.poly(config.learning_rate[later], steps, config.poly_power),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+    )
+    if config.freeze_old_classifiers and task:
+        optimiser = optim.freeze(optimiser, state.trainable(start, frozen_classes=num_old))
+    train_step = step.make(
+        run.segmenter,
+        method,
+        optimiser,
+        accumulation=config.gradient_accumulation,
+        block_rows=run.config.loss.block_rows,
+    )
+    frozen = {
+        "teacher": teacher if method.teacher else None,
+        "table": tasks.train_table(data.protocol, task),
+        "prepared": None,
+        "key": jax.random.key_data(task_key(run, task)),
+    }
+    batches = partial(task_data.augmented, data, task, "training", stop=steps)
+    first = state.create(start, optimiser)
+    final = phases.run(context, "training", train_step, first, frozen, batches, steps)
+    return {**final.params, "batch_stats": final.batch_stats}
+
+
+def task_key(run: Run, task: int) -> jax.Array:
+    """Randomness of a task's initialisation and of stochastic layers."""
+    return jax.random.fold_in(jax.random.key(run.config.seed), task)
