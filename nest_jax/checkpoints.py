@@ -600,7 +600,7 @@ def _on_first_process(action: Callable[[], Any]) -> str:
             text = "=" + (result if isinstance(result, str) else "")
         except InputError as error:
             text = ("!" if isinstance(error, CorruptCheckpoint) else "?") + str(error)
-        except Exception as error:  # noqa: BLE001 - the other processes wait for this message
+        except Exception as error:  # the other processes wait for this message
             text = "?" + f"{type(error).__name__}: {error}"
     buffer = np.zeros(MESSAGE_BYTES, np.uint8)
     encoded = text.encode()[:MESSAGE_BYTES]

@@ -139,7 +139,10 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     if key not in flat:
         if key in recipes.PICKS:
             raise InputError(f"--config.{key}={text}: a section has no value; pick it with --config=FILE:{key}={text}")
-        raise InputError(plugins.unknown("--config.KEY", key, _nearest_keys(key, flat)))
+        choices = _nearest_keys(key, flat)
+        near = difflib.get_close_matches(key, choices, n=1)
+        hint = f" did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"--config.{key}: no such key;{hint} choices: {', '.join(choices)}")
     _put(config, key, parse_value(flat[key], text, f"--config.{key}"))
 
 

@@ -1,8 +1,9 @@
 """Batches of uint8 images and raw labels, made ahead of time by threads or processes (Grain).
 
-Every batch is a pure function of (seed, number of the batch): a random-access source makes it whole, Grain only spreads the
-batches over threads or processes and hands them out in order. So neither the number of workers, nor a restart in the
-middle, nor the number of hosts changes a number. The labels are the masks' own; what they mean for a task is decided on the device.
+Every batch is a pure function of (seed, number of the batch): a random-access source makes it whole, Grain only spreads
+the batches over threads or processes and hands them out in order. So neither the number of workers, nor a restart in
+the middle, nor the number of hosts changes a number. The labels are the masks' own; what they mean for a task is
+decided on the device.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def train_batches(
         {"image": uint8 [rows, size, size, 3], "label": uint8 [rows, size, size]}.
 
     Raises:
-        InputError: at the call for arguments that do not fit together (fewer images than `batch_size`, ...); while iterating
-            for an unreadable image or mask, with its name.
+        InputError: at the call for arguments that do not fit together (fewer images than `batch_size`, ...); while
+            iterating for an unreadable image or mask, with its name.
     """
     iterations_per_epoch(len(indices), batch_size)
     source = _Epochs(_Samples(dataset, _checked(dataset, indices), size, _seed(seed)), batch_size, process)
@@ -80,9 +81,10 @@ def one_pass_batches(
     workers: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
-    """Every image once, in order, with the training augmentation; the last batch is filled up with black images labelled 255.
+    """Every image once, in order, with the training augmentation: for statistics over a task's images.
 
-    Arguments, items and errors are those of `train_batches`; there are `batches_in_pass(len(indices), batch_size)` batches.
+    The last batch is filled up with black images labelled 255. Arguments, items and errors are as in `train_batches`;
+    there are `batches_in_pass(len(indices), batch_size)` batches.
     """
     samples = _Samples(dataset, _checked(dataset, indices), size, _seed(seed))
     source = _Pass(samples, batch_size, process, with_index=False)
@@ -99,13 +101,14 @@ def eval_batches(
     workers: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
-    """Every image once, in order: the central square of side `size`, or the full image, one at a time, if `size` is None.
+    """Every image once, in order: the central square of side `size`, or the full image if `size` is None.
 
-    The last batch is filled up with black images labelled 255. Full images come in batches of one whatever `batch_size` says.
+    The last batch is filled up with black images labelled 255. Full images come in batches of one, whatever
+    `batch_size` says.
 
     Yields:
-        {"image": uint8 [rows, h, w, 3], "label": uint8 [rows, h, w], "valid": bool [rows], "index": int64 [rows]}; `index` counts
-        in `dataset`, -1 where not valid.
+        {"image": uint8 [rows, h, w, 3], "label": uint8 [rows, h, w], "valid": bool [rows], "index": int64 [rows]};
+        `index` counts in `dataset`, -1 where not valid.
 
     Raises:
         InputError: as `train_batches`; also for full images in more than one process.

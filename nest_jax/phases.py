@@ -66,7 +66,7 @@ def run(
             start = saved["iteration"]
             context.seconds.update(saved["seconds"])
             context.steps.update(saved["steps"])
-    context.writer.rewind(task, phase, start)
+    context.writer.rewind(task, phase, start + 1)
     frozen = sharding.replicate(frozen, context.mesh)
     replicated = sharding.replicated(context.mesh)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))

@@ -26,7 +26,7 @@ CELL = 200  # pixels
 GAP = 8
 TEXT = 15
 INK, PAPER, EMPTY = (25, 25, 25), (255, 255, 255), (235, 235, 235)
-SMALLEST_NUMBERED_REGION = 0.004  # of the picture's pixels
+SMALLEST_NUMBERED_REGION = 0.007  # of the picture's pixels
 
 
 def palette() -> UInt8[np.ndarray, "256 3"]:
@@ -55,8 +55,9 @@ def save_predictions(
     `classes.json` (label -> name).
 
     Args:
-        truths, predictions: labels in learnt order (0 background, 255 void), of the size of their image.
-        class_names: name of every label in learnt order.
+        truths, predictions: indices into `class_names` (0 background, 255 void), of the size of their image. Raw classes
+            keep their colour whatever the class order; learnt order gives a class the colour of its place.
+        class_names: name of every label.
     """
     if jax.process_index() != 0:
         return
@@ -80,16 +81,18 @@ def paint(labels: Int[np.ndarray, "h w"]) -> Image.Image:
     return picture
 
 
-def sheet(workdir: epath.PathLike) -> epath.Path:
+def sheet(workdir: epath.PathLike) -> epath.Path | None:
     """Makes `workdir/pictures/sheet.png`: a row per image with image, truth and the prediction after every task.
 
-    The truth is the one of the last task, which knows most classes. Returns the path.
-
-    Raises:
-        InputError: no pictures were saved in this work directory.
+    The truth is the one stored with the last task, which knows most classes. Drawn by process 0. Returns the path, or None
+    where no pictures are stored (evaluate.pictures is 0).
     """
-    path = epath.Path(workdir) / "pictures" / "sheet.png"
-    save(draw_sheet([("", workdir)]), path)
+    root = epath.Path(workdir) / "pictures"
+    if not _stems(root):
+        return None
+    path = root / "sheet.png"
+    if jax.process_index() == 0:
+        save(draw_sheet([("", workdir)]), path)
     return path
 
 

@@ -127,9 +127,9 @@ def task_entry(
     confusion: Int[np.ndarray, "classes classes"],
     num_base: int,
     *,
-    seconds: Mapping[str, float],
-    steps: Mapping[str, int],
-    images: Mapping[str, int],
+    seconds: Mapping[str, Any],
+    steps: Mapping[str, Any],
+    images: Mapping[str, Any],
     peak_memory_bytes: int | None = None,
 ) -> dict[str, Any]:
     """What results.json says of one task.

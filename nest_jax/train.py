@@ -1,5 +1,6 @@
 """The training story, top to bottom: the tasks in order; for each one prepare the new classifier, train, evaluate, save."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -47,13 +48,12 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         InputError: config, data, weights or workdir are not usable; nothing has been overwritten.
         TrainingError: a loss became non-finite.
     """
-    config = configs.prepare(config, workdir, write=jax.process_index() == 0)
+    configs.validate(config)
+    config = configs.resolve(config)
     precision = "highest" if config.dtype == "float32" else "default"  # float32 means float32 on accelerators too
-    with (
-        checkpoints.lock(workdir),
-        writers.Writer(workdir, config.log.tensorboard) as writer,
-        jax.default_matmul_precision(precision),
-    ):
+    with checkpoints.lock(workdir), jax.default_matmul_precision(precision), contextlib.ExitStack() as stack:
+        configs.claim(config, workdir, write=jax.process_index() == 0)
+        writer = stack.enter_context(writers.Writer(workdir, config.log.tensorboard))
         reported = configs.protocol(config)
         joined = getattr(plugins.load("methods", config.method.name), "JOINS_TASKS", False)
         learnt = dataclasses.replace(reported, tasks=(sum(reported.tasks, ()),)) if joined else reported
@@ -122,7 +122,7 @@ def start_of_task(run: Run, context: phases.Context, previous: Model | None) -> 
         settings=run.config.classifier_init,
         key=task_key(run, task),
         segmenter=run.segmenter,
-        model=previous,
+        model=jax.tree.map(jnp.asarray, previous),  # NumPy where it was restored
         num_new=len(run.data.protocol.new(task)),
         batches=task_data.preparation(run.data, task),
         table=jnp.asarray(tasks.train_table(run.data.protocol, task)),

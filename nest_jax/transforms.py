@@ -1,8 +1,8 @@
 """From a decoded image and its mask to the uint8 arrays that the network is fed: augmentation and evaluation views.
 
-All resizing is Pillow's, as torchvision's is on Pillow images: bilinear for images (sampled at pixel centres, antialiased
-when it shrinks), nearest for masks. The crop is taken first and resized afterwards: Pillow's `box` argument would let
-pixels outside the crop into its border.
+All resizing is Pillow's, as torchvision's is on Pillow images: bilinear for images (sampled at pixel centres,
+antialiased when it shrinks), nearest for masks. The crop is taken first and resized afterwards: Pillow's `box` argument
+would let pixels outside the crop into its border.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def random_crop_box(
 ) -> tuple[int, int, int, int]:
     """The box (left, top, width, height) in pixels that torchvision's `RandomResizedCrop` would cut.
 
-    Up to 10 times an area ~ U(scale) * width * height and an aspect ratio exp(U(log ratio)) are drawn; the first box that fits
-    into the image is put at a uniformly drawn place. Where none fits, the whole image is taken, or, if its own aspect ratio
-    is outside `ratio`, the largest centred box that is inside. There is no padding, so areas above 1 never fit.
+    Up to 10 times an area ~ U(scale) * width * height and an aspect exp(U(log ratio)) are drawn; the first box that
+    fits into the image is put at a uniformly drawn place. Where none fits, the whole image is taken, or, if its own
+    aspect ratio is outside `ratio`, the largest centred box that is inside. There is no padding, so boxes of more than
+    the image's area never fit.
 
     Differs from the published code in the source of randomness only (NumPy's generator, not Python's `random`).
     """
@@ -52,7 +53,7 @@ def random_crop_box(
 
 
 def fallback_box(width: int, height: int, ratio: tuple[float, float] = RATIO) -> tuple[int, int, int, int]:
-    """The whole image as (left, top, width, height), or the centred box whose width over height is clamped to `ratio`."""
+    """The whole image as (left, top, width, height), or the centred box whose aspect ratio is clamped to `ratio`."""
     w, h = width, height
     if width / height < ratio[0]:
         h = round(width / ratio[0])

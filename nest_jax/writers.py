@@ -78,13 +78,16 @@ class Writer:
         """Drops what was logged after a resume point, which is about to be logged again.
 
         Dropped: later tasks; this phase of this task from `step` on; and of this task's other phases whatever stands in the
-        file behind this phase's last line that stays (phases run in order, so these lines are later ones).
+        file behind the first line dropped (or, if there is none, behind this phase's last line): it was written later.
+
+        Args:
+            step: the first step that will be logged again.
         """
+        self._purge[(task, phase)] = step
         if not self._speaks or not (self._remote or self._path.exists()):
             return
         lines = self._lines if self._remote else self._path.read_text().splitlines()
         kept = _lines_before(lines, task, phase, step)
-        self._purge[(task, phase)] = step
         if len(kept) == len(lines):
             return
         if self._remote:
@@ -207,9 +210,8 @@ def warn_once(message: str) -> None:
 def _lines_before(lines: list[str], task: int, phase: str, step: int) -> list[str]:
     keys = [_key(line) for line in lines]
     mine = [index for index, key in enumerate(keys) if key and key[:2] == (task, phase)]
-    staying = [index for index in mine if (keys[index] or (0, "", 0))[2] < step]
-    # The first line that is later: the one behind the last that stays, or the first of this phase, or none.
-    later = staying[-1] + 1 if staying else (mine[0] if mine else len(lines))
+    dropped = [index for index in mine if (keys[index] or (0, "", 0))[2] >= step]
+    later = dropped[0] if dropped else (mine[-1] + 1 if mine else len(lines))
 
     def stays(index: int) -> bool:
         key = keys[index]

@@ -5,11 +5,6 @@ from pathlib import Path
 
 import pytest
 
-# Compiled programs are kept between runs and shared with the subprocesses of the tests; it only saves time.
-CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-
 
 @pytest.fixture(scope="session")
 def voc_root() -> Path:

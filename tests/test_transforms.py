@@ -122,7 +122,7 @@ def test_image_is_antialiased_when_it_shrinks():
     columns = np.zeros((8, 8, 3), np.uint8)
     columns[:, ::2] = 200
     pixels, _ = eval_transform(Image.fromarray(columns), Image.fromarray(columns[..., 0]), 2)
-    # Weights 4 - |x - 2| at x = .5, 1.5, ... 5.5: (2.5 3.5 3.5 2.5 1.5 .5) / 14, so the even columns have 7.5 / 14 of 200.
+    # Weights 4 - |x - 2| at x = .5, 1.5, ... 5.5: (2.5 3.5 3.5 2.5 1.5 .5) / 14; even columns get 7.5 / 14.
     # Sampling without antialiasing would mix two neighbours to 100.
     np.testing.assert_array_equal(pixels[:, 0], np.full((2, 3), 107))
 

@@ -207,9 +207,8 @@ def _write(
                         row,
                         {
                             "name": pair.name,
-                            "image": os.fspath(
-                                pair.image
-                            ),  # a path: its bytes are stored, an array would need TensorFlow
+                            # A path: the file's bytes are stored; an array would need TensorFlow.
+                            "image": os.fspath(pair.image),
                             "mask": pair.mask.read_bytes(),
                             "presence": presence[split][row],
                         },

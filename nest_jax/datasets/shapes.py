@@ -1,9 +1,10 @@
-"""A small synthetic data set, drawn by a formula: for tests, first steps and continuous integration. Nothing to download.
+"""A small synthetic data set, drawn by a formula: for tests, first steps and continuous integration. No files.
 
-Each image shows one to three objects on a smooth, noisy background. A class is a shape (circle, square, triangle) together
-with a texture (plain, striped, dotted); colour, size, place and angle are drawn at random and tell nothing. The classes are
-ordered so that with the tasks "3-2" the base task knows every shape and every texture, and each later class is a new
-combination of two of them: how a new class resembles the old ones is known. Objects have a border of one void pixel.
+Each image shows one to three objects on a smooth, noisy background. A class is a shape (circle, square, triangle)
+together with a texture (plain, dark stripes, white dots); colour, size, place and tilt are drawn at random and tell
+nothing. The classes are ordered so that with the tasks "3-2" the base task knows every shape and texture, and each
+later class is a new combination of two of them: how a new class resembles the old ones is known. Objects have a border
+of one void pixel.
 """
 
 from __future__ import annotations
@@ -148,8 +149,8 @@ def _object(
         inside = np.maximum(abs(u), abs(v)) <= 0.88 * radius
     else:
         inside = np.maximum(abs(u) * np.sqrt(np.float32(3)) - v, 2 * v) <= 1.3 * radius
-    colour = rng.uniform(120, 220, 3)
-    colour[rng.integers(3)] = rng.uniform(20, 100)
+    colour = rng.uniform(150, 230, 3)
+    colour[rng.integers(3)] = rng.uniform(10, 90)
     pixels = np.broadcast_to(colour.astype(np.float32), (size, size, 3))
     if texture != "plain":
         a, b = _turned(columns, rows, rng.uniform(0, 2 * np.pi))

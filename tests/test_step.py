@@ -1,0 +1,160 @@
+"""The training step against a trajectory of the published code, and its own invariants."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from nest_jax import config as configs
+from nest_jax import optim, plugins, segmenter as seg, state, step, torch_weights, upsample
+from tests.deterministic_state import GOLDEN, state_dict
+
+IDENTITY = np.arange(256, dtype=np.uint8)
+
+
+def torch_model(config, segmenter, published, tasks):
+    """{"network", "classifier", "batch_stats"} from a published state dict with classifiers `cls.0` .. of `tasks` tasks."""
+    params, stats = jax.eval_shape(lambda: seg.init(segmenter, jax.random.key(0), 64))
+    network = {k: v for k, v in published.items() if not k.startswith("cls.")}
+    tree = torch_weights.to_tree(
+        network, {"params": params, "batch_stats": stats}, lambda path: seg.torch_name(config, path)
+    )
+    kernel = np.concatenate([published[f"cls.{t}.weight"][:, :, 0, 0] for t in range(tasks)]).T
+    bias = np.concatenate([published[f"cls.{t}.bias"] for t in range(tasks)])
+    return {
+        "network": tree["params"],
+        "classifier": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)},
+        "batch_stats": tree["batch_stats"],
+    }
+
+
+def torch_entries(config, final):
+    """name -> array in the published naming, classifiers split again."""
+    tree = {"params": final.params["network"], "batch_stats": final.batch_stats}
+    entries = torch_weights.from_tree(tree, lambda path: seg.torch_name(config, path))
+    kernel, bias = (np.asarray(final.params["classifier"][k]) for k in ("kernel", "bias"))
+    for name, columns in {"cls.0": slice(0, 16), "cls.1": slice(16, 17)}.items():
+        entries[f"{name}.weight"] = kernel[:, columns].T[:, :, None, None]
+        entries[f"{name}.bias"] = bias[columns]
+    return entries
+
+
+def test_mib_trajectory_of_the_published_code():
+    """Three steps of MiB on ResNet-50: every loss, and every entry's movement to 1e-3 of the movement + 1e-6 of its norm."""
+    golden = np.load(GOLDEN / "trajectory_mib_resnet50.npz")
+    config = configs.resolve(configs.load("configs/voc_15_1.py:backbone=resnet50"))
+    segmenter = seg.build(config)
+    published = state_dict("deeplabv3_resnet50")
+    published = {k: v * np.float32(0.2) if k.endswith(".bn3.weight") else v for k, v in published.items()}
+    teacher = torch_model(config, segmenter, published, tasks=1)
+    student = torch_model(config, segmenter, published, tasks=2)
+
+    method = plugins.load("methods", "mib").build(config.method, num_old=16, num_new=1)
+    optimiser = optim.sgd(
+        optim.poly(float(golden["lr"]), 3, 0.9), momentum=0.9, weight_decay=float(golden["weight_decay"])
+    )
+    train_step = jax.jit(step.make(segmenter, method, optimiser))
+    frozen = {"teacher": teacher, "table": jnp.asarray(IDENTITY), "prepared": None, "key": jnp.zeros(2, jnp.uint32)}
+    now = state.create(student, optimiser)
+    for i in range(3):
+        batch = {"image": np.moveaxis(golden["images"][i], 1, -1), "label": golden["labels"][i]}
+        now, terms = train_step(now, frozen, batch)
+        expected = golden["loss_ce_kd_de_pod"][i]
+        assert_allclose([terms["unce"], terms["unkd"]], expected[:2], rtol=1e-4)
+        assert_allclose(terms["loss"], expected.sum(), rtol=1e-4)
+
+    moved = torch_entries(config, now)
+    assert set(moved) == set(golden["param_names"])
+    failures = []
+    for name, delta, norm in zip(
+        golden["param_names"], golden["param_delta_norm"], golden["param_final_norm"], strict=True
+    ):
+        found = np.linalg.norm(moved[name].astype(np.float64) - published[name])
+        if abs(found - delta) > 1e-3 * delta + 1e-6 * norm:
+            failures.append(f"{name}: moved by {found}, published {delta}")
+    assert not failures, "\n".join(failures)
+
+    features, _ = seg.apply(
+        segmenter, now.params["network"], now.batch_stats, jnp.moveaxis(golden["images"][0], 1, -1), train=False
+    )
+    logits = upsample.bilinear(seg.logits(features.pre_logits, now.params["classifier"]), (64, 64))
+    found = np.moveaxis(np.asarray(logits), -1, 1)[:, :, ::5, ::5]
+    assert_allclose(found, golden["final_logits"], rtol=1e-3, atol=1e-3 * np.abs(golden["final_logits"]).max())
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A tiny network with 3 old classes and 1 new one, and a batch of raw labels."""
+    config = configs.resolve(configs.load("configs/shapes.py"))
+    segmenter = seg.build(config)
+    network, stats = seg.init(segmenter, jax.random.key(0), 32)
+    rng = np.random.default_rng(0)
+
+    def classifier(classes):
+        return {
+            "kernel": jnp.asarray(rng.normal(size=(segmenter.channels, classes)), jnp.float32) * 0.3,
+            "bias": jnp.zeros(classes),
+        }
+
+    batch = {
+        "image": rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8),
+        "label": rng.choice([0, 3, 255], size=(8, 32, 32)).astype(np.uint8),
+    }
+    old = {"network": network, "classifier": classifier(3), "batch_stats": stats}
+    new = {**old, "classifier": classifier(4)}
+    return config, segmenter, old, new, batch
+
+
+def make(tiny, *, optimiser=None, **options):
+    config, segmenter, old, new, _ = tiny
+    method = plugins.load("methods", "mib").build({"distillation": 10.0}, num_old=3, num_new=1)
+    optimiser = optimiser or optim.sgd(optim.poly(0.05, 100, 0.9), momentum=0.9, weight_decay=1e-4)
+    frozen = {"teacher": old, "table": jnp.asarray(IDENTITY), "prepared": None, "key": jnp.zeros(2, jnp.uint32)}
+    return jax.jit(step.make(segmenter, method, optimiser, **options)), state.create(new, optimiser), frozen
+
+
+def test_loss_falls_and_the_step_compiles_once(tiny):
+    train_step, now, frozen = make(tiny)
+    losses = []
+    for _ in range(15):
+        now, terms = train_step(now, frozen, tiny[-1])
+        losses.append((float(terms["loss"]), float(terms["unce"])))
+    assert losses[-1][0] < losses[0][0]  # distillation from a random teacher has a floor, the labels have none
+    assert losses[-1][1] < 0.8 * losses[0][1]
+    assert train_step._cache_size() == 1
+    assert int(now.step) == 15
+
+
+def test_frozen_classifiers_stay_bit_equal(tiny):
+    _, _, _, new, batch = tiny
+    plain = optim.sgd(optim.poly(0.05, 100, 0.9), momentum=0.9, weight_decay=1e-4)
+    train_step, now, frozen = make(tiny, optimiser=optim.freeze(plain, state.trainable(new, frozen_classes=3)))
+    for _ in range(3):
+        now, _ = train_step(now, frozen, batch)
+    for name in ("kernel", "bias"):
+        assert_array_equal(now.params["classifier"][name][..., :3], new["classifier"][name][..., :3])
+        assert np.all(now.params["classifier"][name][..., 3:] != new["classifier"][name][..., 3:])
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), now.params["network"], new["network"])
+    assert all(jax.tree.leaves(moved))
+
+
+def test_the_label_table_is_applied(tiny):
+    """With every label ignored, cross entropy vanishes and distillation stays."""
+    train_step, now, frozen = make(tiny)
+    _, terms = train_step(now, {**frozen, "table": jnp.full(256, 255, jnp.uint8)}, tiny[-1])
+    assert float(terms["unce"]) == 0.0 and float(terms["unkd"]) > 0.0
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch(tiny):
+    """Of a batch whose two halves are equal, so that batch statistics are too; the halves are rows 0, 2, .. and 1, 3, .."""
+    batch = jax.tree.map(lambda x: np.repeat(x[:4], 2, axis=0), tiny[-1])
+    whole, now, frozen = make(tiny)
+    parts, _, _ = make(tiny, accumulation=2)
+    a, terms = whole(now, frozen, batch)
+    b, part_terms = parts(now, frozen, batch)
+    assert_allclose(part_terms["loss"], terms["loss"], rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
+        assert_allclose(x, y, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,149 @@
+"""Every plug-in through `train.run`, and what a run promises."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import nest_jax
+from nest_jax import checkpoints, nest, plugins, results
+from nest_jax.errors import InputError, TrainingError
+from tests import tiny
+
+METHODS = [name for name in plugins.names("methods")]
+INITIALISATIONS = [name for name in plugins.names("classifier_init")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A complete run of MiB + NeST; the others share its task 0."""
+    workdir = tmp_path_factory.mktemp("base")
+    return workdir, nest_jax.run(tiny.config(), workdir)
+
+
+def model(workdir, task):
+    return checkpoints.restore(checkpoints.task_directory(workdir, task))[0]["model"]
+
+
+def log_lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_it_promises(base):
+    workdir, outcome = base
+    assert outcome == results.read(workdir)
+    assert [task["new_classes"] for task in outcome["tasks"]] == [
+        ["circle", "striped square", "dotted triangle", "striped circle", "square"],
+        ["triangle", "dotted circle"],
+    ]
+    for task in outcome["tasks"]:
+        metrics = task["metrics"]
+        assert 0 <= metrics["miou_all"] <= 1 and 0 < metrics["pixel_accuracy"] <= 1
+        assert np.array(task["confusion"]).shape == (len(task["per_class"]),) * 2
+    assert outcome["tasks"][0]["metrics"]["miou_new"] is None
+    assert set(outcome["tasks"][1]["seconds"]) == {"statistics", "pretuning", "training", "evaluation"}
+    assert outcome["tasks"][1]["steps"]["training"] == outcome["tasks"][1]["images"]["train"] // 8
+    assert (workdir / "results.csv").read_text().count("\n") == 3
+    assert (workdir / "pictures" / "sheet.png").stat().st_size > 1000
+    assert json.loads((workdir / "config.json").read_text())["method"]["name"] == "mib"
+    assert {line["phase"] for line in log_lines(workdir)} == {"statistics", "pretuning", "training"} - {"statistics"}
+
+
+def test_nest_pretunes_exactly_its_parameters(base):
+    """n_new n_old (d + 1) + d + n_new + 1 of them, and they are kept before and after pre-tuning."""
+    workdir, _ = base
+    details = checkpoints.restore(checkpoints.task_directory(workdir, 1))[0]["details"]
+    pretuned = details["pretuned"]
+    assert sum(x.size for x in jax.tree.leaves(pretuned)) == nest.num_parameters(6, 2, 32)
+    assert nest.num_parameters(20, 1, 256) == 5398  # the last task of VOC 15-1
+    for name, value in pretuned.items():
+        assert np.any(value != details["initial"][name]), name
+    assert np.all(details["pixels"] > 0)
+
+
+def test_pretuning_leaves_the_weights_of_the_network_alone(base):
+    """Running statistics move (batch norm in train mode, as published), weights do not."""
+    workdir, _ = base
+    old = model(workdir, 0)
+    start = checkpoints.restore(workdir / "checkpoints" / "start-01")[0]["model"]
+    for a, b in zip(jax.tree.leaves(old["network"]), jax.tree.leaves(start["network"]), strict=True):
+        assert_array_equal(a, b)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), old["batch_stats"], start["batch_stats"])
+    assert all(jax.tree.leaves(moved))
+    # Old classes other than background keep their classifier.
+    assert_array_equal(start["classifier"]["kernel"][:, 1:6], old["classifier"]["kernel"][:, 1:])
+    assert_array_equal(start["classifier"]["bias"][:6], old["classifier"]["bias"])
+    norms = np.linalg.norm(start["classifier"]["kernel"], axis=0)
+    np.testing.assert_allclose(norms[6:].mean(), norms[:6].mean(), rtol=1e-5)  # weight alignment
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "mib"])
+def test_every_method_learns(base, tmp_path, name):
+    pick = f"method={name},classifier_init=background"
+    outcome = nest_jax.run(tiny.config(pick, init_from="" if name == "joint" else base[0], train__epochs="3,3"), tmp_path)
+    last = len(outcome["tasks"]) - 1
+    losses = [line["loss"] for line in log_lines(tmp_path) if line["task"] == last and line["phase"] == "training"]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    assert len(outcome["tasks"][last]["per_class"]) == 8
+    assert len(outcome["tasks"]) == (1 if name == "joint" else 2)
+    assert outcome["tasks"][last]["metrics"]["miou_new"] is not None  # joint, too, reports old and new apart
+
+
+@pytest.mark.parametrize("name", [name for name in INITIALISATIONS if name != "nest"])
+def test_every_initialisation_starts_a_task(base, tmp_path, name):
+    nest_jax.run(tiny.config(f"classifier_init={name}", init_from=base[0]), tmp_path)
+    old = model(base[0], 0)
+    assert_array_equal(model(tmp_path, 0)["classifier"]["kernel"], old["classifier"]["kernel"])
+    start = checkpoints.restore(tmp_path / "checkpoints" / "start-01")[0]["model"]
+    assert start["classifier"]["kernel"].shape == (32, 8)
+    if name == "background":
+        np.testing.assert_allclose(start["classifier"]["bias"][[0, 6, 7]], old["classifier"]["bias"][0] - np.log(3))
+        for column in (6, 7):
+            assert_array_equal(start["classifier"]["kernel"][:, column], old["classifier"]["kernel"][:, 0])
+
+
+def test_frozen_old_classifiers_stay_bit_equal(base, tmp_path):
+    nest_jax.run(tiny.config(init_from=base[0], train__freeze_old_classifiers=True), tmp_path)
+    start = checkpoints.restore(tmp_path / "checkpoints" / "start-01")[0]["model"]
+    final = model(tmp_path, 1)
+    assert_array_equal(final["classifier"]["kernel"][:, :6], start["classifier"]["kernel"][:, :6])
+    assert np.any(final["classifier"]["kernel"][:, 6:] != start["classifier"]["kernel"][:, 6:])
+
+
+def test_a_complete_run_is_not_trained_again(base):
+    workdir, outcome = base
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*") if path.is_file()}
+    again = nest_jax.run(tiny.config(), workdir)
+    assert again["tasks"] == outcome["tasks"]
+    assert before == {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*") if path.is_file()}
+
+
+def test_another_config_is_refused(base):
+    with pytest.raises(InputError, match=r"train.learning_rate"):
+        nest_jax.run(tiny.config(train__learning_rate="0.5,0.5"), base[0])
+
+
+def test_init_from_must_fit(base, tmp_path):
+    with pytest.raises(InputError, match="no completed task 0"):
+        nest_jax.run(tiny.config(init_from=tmp_path), tmp_path / "run")
+    with pytest.raises(InputError, match="its task 0 learnt background, circle"):
+        nest_jax.run(tiny.config(init_from=base[0], tasks__name="4-3"), tmp_path / "other")
+
+
+def test_a_task_without_a_full_batch_is_said_before_training(tmp_path):
+    with pytest.raises(InputError, match=r"training images, fewer than train.batch_size=64"):
+        nest_jax.run(tiny.config(train__batch_size=64), tmp_path)
+
+
+def test_a_non_finite_loss_stops_with_every_term(base, tmp_path):
+    with pytest.raises(TrainingError, match=r"(?s)task 1, training, step \d+.*unce=.*unkd=.*Last good checkpoint: .*task-00"):
+        nest_jax.run(tiny.config(init_from=base[0], train__learning_rate="0.01,1e30", train__epochs="1,4"), tmp_path)
+    assert checkpoints.completed_tasks(tmp_path) == [0]
+
+
+def test_full_images(base, tmp_path):
+    """Without a crop, full images of the synthetic set are the crops: the same confusion matrix, one image at a time."""
+    outcome = nest_jax.run(tiny.config(init_from=base[0], evaluate__full_images=True, train__epochs="1,1"), tmp_path)
+    assert outcome["tasks"][0]["confusion"] == base[1]["tasks"][0]["confusion"]
