@@ -277,9 +277,14 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
 def _take_lock(workdir: epath.Path) -> int:
     import fcntl  # not there on Windows, where runs are not locked by this
 
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / ".lock"
-    descriptor = os.open(os.fspath(path), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(os.fspath(path), os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"workdir {workdir}: {error.filename or workdir} is a file, not a directory") from None
+    except OSError as error:
+        raise InputError(f"workdir {workdir}: cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

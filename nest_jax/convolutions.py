@@ -142,27 +142,22 @@ def _depthwise_input_gradient(shape, kernel, grad, stride, dilation, padding):
 
 
 def _depthwise_kernel_gradient(x, shape, grad, stride, dilation, padding):
-    """Per tap: the sum of input times output gradient where the tap lies inside the map (with no padded copy, so that XLA fuses well)."""
-    rows = []
-    for row in range(shape[0]):
-        for col in range(shape[1]):
-            ys = _inside(row * dilation - padding[0][0], x.shape[1], grad.shape[1], stride)
-            xs = _inside(col * dilation - padding[1][0], x.shape[2], grad.shape[2], stride)
-            if ys is None or xs is None:
-                rows.append(jnp.zeros(shape[3], jnp.float32))
-            else:
-                rows.append(channel_sum(x[:, ys[0], xs[0]], grad[:, ys[1], xs[1]]))
-    return jnp.stack(rows).reshape(shape)
+    """Per tap: the sum of shifted input times output gradient.
 
+    A loop over the kernel's rows: XLA then keeps its two operands in memory, where without the loop it would compute whatever
+    produced them once more for every tap; and it compiles one row instead of all.
+    """
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, cols = (stride * (size - 1) + 1 for size in grad.shape[1:3])
 
-def _inside(offset: int, size: int, out_size: int, stride: int) -> tuple[slice, slice] | None:
-    """Slices of input and output where a tap at `offset` reads inside the input."""
-    first = max(0, -(offset // stride))
-    last = min(out_size, (size - 1 - offset) // stride + 1)
-    if first >= last:
-        return None
-    begin = first * stride + offset
-    return slice(begin, begin + (last - first - 1) * stride + 1, stride), slice(first, last)
+    def add_row(row, out):
+        part = lax.dynamic_slice_in_dim(x, row * dilation, rows, 1)[:, ::stride]
+        taps = [
+            channel_sum(part[:, :, col * dilation : col * dilation + cols : stride], grad) for col in range(shape[1])
+        ]
+        return lax.dynamic_update_index_in_dim(out, jnp.stack(taps)[:, None], row, 0)
+
+    return lax.fori_loop(0, shape[0], add_row, jnp.zeros(shape, jnp.float32))
 
 
 def _shifted_sum(x, taps, height: int, width: int, stride: int):
@@ -191,19 +186,16 @@ def _out_size(shape, kernel, stride: int, dilation: int, padding: Padding) -> tu
 def channel_sum(x: Float[Array, "b h w c"], y: Float[Array, "b h w c"] | None = None) -> Float[Array, " c"]:
     """sum of x (times y) over batch, rows and columns, float32.
 
-    On CPUs the images are added first, element by element, and a product with ones does the rest: XLA's own reduction is slow
-    where something is fused into it.
+    On CPUs a few bands of rows are added first, element by element, and a product with ones does the rest: XLA's own reduction is slow
+    where something is fused into it. The batch is left whole, so that it may be sharded.
     """
     x = x.astype(jnp.float32)
     y = None if y is None else y.astype(jnp.float32)
     if not on_cpu():
         return jnp.sum(x if y is None else x * y, (0, 1, 2))
-    groups = next(count for count in range(16, 0, -1) if x.shape[0] % count == 0)
-    size = x.shape[0] // groups
+    bands = next(count for count in (5, 4, 3, 2, 1) if x.shape[1] % count == 0)
     total = None
-    for start in range(0, x.shape[0], size):
-        part = x[start : start + size]
-        part = part if y is None else part * y[start : start + size]
+    for part in jnp.split(x if y is None else x * y, bands, axis=1):
         total = part if total is None else total + part
     assert total is not None
     flat = total.reshape(-1, x.shape[3])

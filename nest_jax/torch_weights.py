@@ -74,7 +74,9 @@ def to_tree(
 def from_tree(tree: dict, name: Callable[[tuple[str, ...]], str]) -> dict[str, np.ndarray]:
     """The inverse of `to_tree`: {"params": ..., "batch_stats": ...} as PyTorch's names and arrays."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {name(leaf_path(path)[1:]): to_channels_first(np.asarray(leaf), leaf_path(path)[-1]) for path, leaf in leaves}
+    return {
+        name(leaf_path(path)[1:]): to_channels_first(np.asarray(leaf), leaf_path(path)[-1]) for path, leaf in leaves
+    }
 
 
 def to_channels_last(value: np.ndarray, leaf: str) -> np.ndarray:

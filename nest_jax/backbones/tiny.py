@@ -43,7 +43,9 @@ def build(name: str, settings: Mapping[str, Any], dtype: Any) -> nn.Module:
     """The network; `widths` needs four entries."""
     widths = tuple(settings["widths"])
     if len(widths) != 4:
-        raise InputError(f"backbone.widths: {widths} has {len(widths)} entries; tiny has four stages, e.g. (16, 32, 64, 64)")
+        raise InputError(
+            f"backbone.widths: {widths} has {len(widths)} entries; tiny has four stages, e.g. (16, 32, 64, 64)"
+        )
     return Tiny(widths, dtype)
 
 
@@ -59,7 +61,9 @@ def load_pretrained(settings: Mapping[str, Any], params: dict, batch_stats: dict
         InputError: `pretrained` asks for weights.
     """
     if settings["pretrained"] != "none":
-        raise InputError(f"backbone.pretrained: {settings['pretrained']!r}; tiny has no pretrained weights, only 'none'")
+        raise InputError(
+            f"backbone.pretrained: {settings['pretrained']!r}; tiny has no pretrained weights, only 'none'"
+        )
     return params, batch_stats
 
 

@@ -13,14 +13,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from nest_jax.errors import InputError
-from nest_jax.layers import Conv, InPlaceABN
+from nest_jax.layers import Conv, InPlaceABN, scaled_normal
 from nest_jax.torch_weights import leaf_name
 
 DILATIONS = {16: (6, 12, 18), 8: (12, 24, 32)}
 POOLING_SIZE = 32
 # xavier_normal with PyTorch's gain for a leaky ReLU: the variance is gain^2 * 2 / (fan_in + fan_out)
 GAIN = math.sqrt(2 / (1 + 0.01**2))
-xavier_normal = nn.initializers.variance_scaling(GAIN**2, "fan_avg", "normal")
+xavier_normal = scaled_normal(GAIN**2, "fan_avg")
 
 
 def defaults(name: str) -> dict[str, Any]:
