@@ -29,7 +29,7 @@ from nest_jax.convolutions import (
 
 
 def scaled_normal(scale: float, mode: str) -> Callable[..., Array]:
-    """An initialiser: normal numbers of variance scale / n, n = fan_out, or the mean of fan_in and fan_out with `mode` "fan_avg".
+    """An initialiser: normal numbers of variance scale / n, n the "fan_in", "fan_out" or "fan_avg" (their mean).
 
     As `jax.nn.initializers.variance_scaling(scale, mode, "normal")`, but NumPy draws the numbers: XLA takes a quarter of a minute to compile
     the generators of all the kernels of a network.
@@ -37,7 +37,8 @@ def scaled_normal(scale: float, mode: str) -> Callable[..., Array]:
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         inputs, outputs = (math.prod(shape[:-2]) * channels for channels in shape[-2:])
-        deviation = math.sqrt(scale / (outputs if mode == "fan_out" else (inputs + outputs) / 2))
+        fan = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}[mode]
+        deviation = math.sqrt(scale / fan)
 
         def draw(seed: Any) -> np.ndarray:
             generator = np.random.Generator(np.random.PCG64(np.asarray(seed).tolist()))

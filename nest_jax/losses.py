@@ -26,7 +26,7 @@ def cross_entropy(logits: Float[Array, "*p c"], labels: Int[Array, "*p"]) -> Flo
 def unbiased_cross_entropy(
     logits: Float[Array, "*p c"], labels: Int[Array, "*p"], *, num_old: int
 ) -> Float[Array, "*p"]:
-    """MiB's unbiased cross entropy (MiB eq. 5): "background" in the labels means background or any old class.
+    """MiB's unbiased cross entropy (Cermelli et al. 2020): "background" in the labels means background or any old class.
 
     `log p(0) = LSE(z_0 .. z_{old-1}) - LSE(z)`, `log p(c) = z_c - LSE(z)` for a new class; labels below `num_old` count as 0.
     """
@@ -38,7 +38,7 @@ def unbiased_cross_entropy(
 
 
 def unbiased_distillation(logits: Float[Array, "*p c"], old_logits: Float[Array, "*p old"]) -> Float[Array, "*p"]:
-    """MiB's unbiased knowledge distillation (MiB eq. 8): the old model's background may be any new class.
+    """MiB's unbiased knowledge distillation (Cermelli et al. 2020): the old model's background may be any new class.
 
     `-1/old Σ_k q_k log q̂_k` with `log q̂_0 = LSE(z_0, z_new) - LSE(z)`. The `1/old` is the published code's, absent from the paper's
     equation; the published weight 10 goes with it. Every pixel counts, ignored ones too.

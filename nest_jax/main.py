@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import NoReturn
 
-from nest_jax import __version__, config
+from nest_jax import __version__, config, plugins, tasks, validation
 from nest_jax.errors import InputError, TrainingError
 
 INPUT_ERROR, TRAINING_ERROR, INTERRUPTED = 2, 3, 130  # exit codes
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
     known, unknown = parser.parse_known_args(flags)
     if unknown:
         choices = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-        raise InputError("\n".join(config.plugins.unknown("flag", word, choices) for word in unknown))
+        raise InputError("\n".join(plugins.unknown("flag", word, choices) for word in unknown))
     return known, overrides
 
 
@@ -95,7 +95,7 @@ def run(arguments: Sequence[str]) -> None:
         import jax
 
         jax.distributed.initialize()
-    config.validate(settings)
+    validation.validate(settings)
     if flags.validate_only:
         print(describe(settings))
         return
@@ -113,11 +113,11 @@ def run(arguments: Sequence[str]) -> None:
 
 def describe(settings: config.Config) -> str:
     """The resolved config, one line per task, and the network's size and shapes."""
-    shapes = config.shape_check(settings)
+    shapes = validation.shape_check(settings)
     height, width, channels = shapes["pre_logits"][1:]
     return (
         f"{config.to_json(config.resolve(settings))}"
-        f"{config.tasks.describe(config.protocol(settings))}\n"
+        f"{tasks.describe(config.protocol(settings))}\n"
         f"network: {shapes['parameters']:,} parameters, features {height} x {width} x {channels}, {shapes['logits'][-1]} classes at the end"
     )
 

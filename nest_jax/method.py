@@ -2,8 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -26,16 +24,14 @@ class Method:
     """The loss of a training step: the sum of `combine(sums of pixel_terms)` and `feature_terms`, every term already weighted.
 
     Attributes:
-        pixel_terms: `(logits [..., c], old_logits [..., old] or None, labels [...], prepared) -> {name: [...]}`, at one pixel each; it is given
-            blocks of rows and must not assume the whole image.
+        pixel_terms: `(logits [..., c], old_logits [..., old] or None, labels [...]) -> {name: [...]}`, at one pixel each; it is given blocks
+            of rows and must not assume the whole image.
         combine: `({name: per-image sums [b]}, pixels of an image) -> {name: scalar}`.
         feature_terms: `(Features, old Features, small logits, small old logits) -> {name: scalar}`.
         teacher: whether the previous task's model runs in the step.
-        prepare: `None`, or a function called once before training; its pytree is `prepared` (PLOP's thresholds).
     """
 
     pixel_terms: PixelTerms
     combine: Callable[[dict[str, Array], int], Terms] = mean_over_pixels
     feature_terms: Callable[..., Terms] = no_feature_terms
     teacher: bool = False
-    prepare: Callable[..., Any] | None = None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nest_jax import blockwise, classifier, losses, optim, upsample
@@ -58,7 +59,9 @@ CHOICES = {
     "background_norm": ("restore", "free"),
 }
 
-Transform = dict[str, Array]  # importance [new, old, d], projection [new, old], bg_importance [d], bg_projection [], bias [new]
+Given = Array | np.ndarray  # what a caller may hand in
+# importance [new, old, d], projection [new, old], bg_importance [d], bg_projection [], bias [new]
+Transform = dict[str, Array]
 Statistics = dict[str, Array]  # positive, negative [new, old, d]; pixels int32 [new]
 
 
@@ -83,8 +86,8 @@ def no_statistics(num_new: int, num_old: int, channels: int) -> Statistics:
 def add_statistics(
     statistics: Statistics,
     old: classifier.Classifier,
-    features: Float[Array, "b h w d"],
-    labels: Int[Array, "b H W"],
+    features: Float[Given, "b h w d"],
+    labels: Int[Given, "b H W"],
     *,
     stride: int,
 ) -> Statistics:
@@ -95,6 +98,7 @@ def add_statistics(
     Features and logits are resampled bilinearly to 1/stride of the label resolution, labels by nearest.
     (The published code interpolates the logits up to the label resolution and down again; between the same grid points that is the identity.)
     """
+    features, labels = jnp.asarray(features), jnp.asarray(labels)
     num_old = old["kernel"].shape[1]
     size = (labels.shape[1] // stride, labels.shape[2] // stride)
     small_logits = jnp.matmul(features, old["kernel"], precision=HIGHEST) + old["bias"]
@@ -210,7 +214,7 @@ def repeated(batches: Sequence[Any], epochs: int) -> Batches:
 
 def given(frozen: Any, network: Any, batch: Any) -> tuple[Array, Array, Any]:
     """Features function of batches that already are `(features, labels)`."""
-    return batch[0], batch[1], network
+    return jnp.asarray(batch[0]), jnp.asarray(batch[1]), network
 
 
 def run_all(phase: str, step: Callable, carry: Any, frozen: Any, batches: Callable, steps: int) -> Any:
@@ -222,14 +226,14 @@ def run_all(phase: str, step: Callable, carry: Any, frozen: Any, batches: Callab
 
 
 def new_classifier(
-    old_kernel: Float[Array, "d old"],
-    old_bias: Float[Array, " old"],
+    old_kernel: Float[Given, "d old"],
+    old_bias: Float[Given, " old"],
     batches: Batches | Sequence[Any],
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    settings: Settings = Settings(),
     *,
     num_new: int,
     key: Array | None = None,
-    bias: Float[Array, " new"] | None = None,
+    bias: Float[Given, " new"] | None = None,
     frozen: Any = None,
     network: Any = None,
     statistics_features: Callable = given,
@@ -305,7 +309,7 @@ def new_classifier(
         batches.statistics,
         batches.statistics_steps,
     )
-    transform = initial_transform(statistics, old, bias)
+    transform = initial_transform(statistics, old, jnp.asarray(bias))
     carry = {
         "transform": transform,
         "initial": jax.tree.map(jnp.copy, transform),  # copied: the trainer donates the carry

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from nest_jax.checkpoints import json_text, write_text
@@ -44,9 +44,9 @@ def save_predictions(
     workdir: epath.PathLike,
     task: int,
     names: Sequence[str],
-    images: Sequence[UInt8[np.ndarray, "h w 3"]],
-    truths: Sequence[Int[np.ndarray, "h w"]],
-    predictions: Sequence[Int[np.ndarray, "h w"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    truths: Sequence[Integer[np.ndarray, "_ _"]],
+    predictions: Sequence[Integer[np.ndarray, "_ _"]],
     class_names: Sequence[str],
 ) -> None:
     """Stores what a task predicts on some images, on process 0, under `workdir/pictures/`.
@@ -74,7 +74,7 @@ def save_predictions(
     write_text(root / "classes.json", json_text(known, indent=1))
 
 
-def paint(labels: Int[np.ndarray, "h w"]) -> Image.Image:
+def paint(labels: Integer[np.ndarray, "h w"]) -> Image.Image:
     """A palette picture whose pixel values are the labels (0 to 255)."""
     picture = Image.fromarray(np.asarray(labels, np.uint8))
     picture.putpalette(palette().tobytes())

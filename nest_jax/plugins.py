@@ -3,13 +3,18 @@
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from nest_jax.errors import InputError
 
 KINDS = ("methods", "classifier_init", "backbones", "decoders", "datasets")
+# A plug-in's section of the config. A ConfigDict is a Mapping in all but name.
+Settings = Mapping[str, Any] | ConfigDict
 
 
 @cache

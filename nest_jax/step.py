@@ -27,8 +27,7 @@ def make(
 ) -> Step:
     """`step(state, frozen, batch) -> (state, terms)`, pure; the caller jits it.
 
-    `frozen` = {"teacher": {"network", "classifier", "batch_stats"} or None, "table": uint8 [256], "prepared": the method's,
-    "key": uint32 [2]}.
+    `frozen` = {"teacher": {"network", "classifier", "batch_stats"} or None, "table": uint8 [256], "key": uint32 [2]}.
     `batch` = {"image" uint8 (or normalised float) [b, H, W, 3], "label" uint8 [b, H, W], raw}. `terms` are the weighted loss terms and their
     sum "loss", means over the batch. With `accumulation` > 1 the batch is cut into that many parts, one after the other: the gradient
     is that of the whole batch, batch statistics are those of each part.
@@ -43,11 +42,7 @@ def make(
             teacher = frozen["teacher"]
             old_features, _ = seg.apply(segmenter, teacher["network"], teacher["batch_stats"], images, train=False)
             old_logits = seg.logits(old_features.pre_logits, teacher["classifier"])
-
-        def pixel_terms(logits, old_logits, labels):
-            return method.pixel_terms(logits, old_logits, labels, frozen["prepared"])
-
-        sums = blockwise.sums_per_image(pixel_terms, logits, old_logits, labels, rows=block_rows)
+        sums = blockwise.sums_per_image(method.pixel_terms, logits, old_logits, labels, rows=block_rows)
         terms = method.combine(sums, labels.shape[1] * labels.shape[2])
         terms = {**terms, **method.feature_terms(features, old_features, logits, old_logits)}
         return sum(terms.values()), (batch_stats, terms)

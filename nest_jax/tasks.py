@@ -261,11 +261,6 @@ def train_table(protocol: Protocol, task: int) -> UInt8[np.ndarray, " 256"]:
     return _table(protocol, protocol.seen(task), protocol.new(task))
 
 
-def joint_table(protocol: Protocol, task: int) -> UInt8[np.ndarray, " 256"]:
-    """Raw label -> training target where old classes keep their labels too (method `joint`); else as `train_table`."""
-    return _table(protocol, protocol.seen(task), protocol.seen(task))
-
-
 def test_table(protocol: Protocol, task: int) -> UInt8[np.ndarray, " 256"]:
     """Raw label -> test target: an index into `seen(task)`. Future and unlisted classes are background, void stays 255.
 

@@ -14,7 +14,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -164,7 +164,7 @@ ALLOWED: dict[str, Any] = {
 class _Unpickler(pickle.Unpickler):
     """Knows the names in `ALLOWED` and PyTorch's storages, and refuses all others."""
 
-    def __init__(self, file: BinaryIO, storage: Callable[[Any, str, int], _Storage] | None = None) -> None:
+    def __init__(self, file: Any, storage: Callable[[Any, str, int], _Storage] | None = None) -> None:
         super().__init__(file, encoding="latin1")
         self._storage = storage
 
@@ -199,7 +199,7 @@ def _arrays(found: Any) -> Any:
     return found
 
 
-def _read_zip(file: BinaryIO) -> Any:
+def _read_zip(file: Any) -> Any:
     """PyTorch >= 1.6: an archive of NAME/data.pkl and one member per storage."""
     with zipfile.ZipFile(file) as archive:
         members = [name for name in archive.namelist() if name.rsplit("/", 1)[-1] == "data.pkl"]
@@ -222,7 +222,7 @@ def _read_zip(file: BinaryIO) -> Any:
         return _arrays(_Unpickler(io.BytesIO(archive.read(members[0])), storage).load())
 
 
-def _read_legacy(file: BinaryIO) -> Any:
+def _read_legacy(file: Any) -> Any:
     """PyTorch < 1.6: five pickles (magic number, version, system, the object, storage keys), then the numbers of each storage."""
     storages: dict[str, _Storage] = {}
 
@@ -241,7 +241,7 @@ def _read_legacy(file: BinaryIO) -> Any:
     return _arrays(found)
 
 
-def _read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_safetensors(file: Any) -> dict[str, np.ndarray]:
     """An 8-byte length, a JSON header, then the numbers."""
     header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__", None)

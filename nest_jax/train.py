@@ -14,7 +14,7 @@ from nest_jax import checkpoints, classifier, evaluate, optim, phases, pictures,
 from nest_jax import config as configs
 from nest_jax import data as task_data
 from nest_jax import segmenter as seg
-from nest_jax import sharding, state, step, tasks, writers
+from nest_jax import sharding, state, step, tasks, validation, writers
 from nest_jax.data import Data
 from nest_jax.errors import InputError
 from nest_jax.initialisation import Job
@@ -48,7 +48,7 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         InputError: config, data, weights or workdir are not usable; nothing has been overwritten.
         TrainingError: a loss became non-finite.
     """
-    configs.validate(config)
+    validation.validate(config)
     config = configs.resolve(config)
     precision = "highest" if config.dtype == "float32" else "default"  # float32 means float32 on accelerators too
     with checkpoints.lock(workdir), jax.default_matmul_precision(precision), contextlib.ExitStack() as stack:
@@ -58,7 +58,7 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         joined = getattr(plugins.load("methods", config.method.name), "JOINS_TASKS", False)
         learnt = dataclasses.replace(reported, tasks=(sum(reported.tasks, ()),)) if joined else reported
         data = task_data.load(config, learnt, reported)
-        print(tasks.describe(learnt, presence=data.train.presence))
+        writers.say(tasks.describe(learnt, presence=data.train.presence))
         shared = Run(config, workdir, sharding.mesh(), writer, seg.build(config), data)
         outcome = results.new(config.name, config, len(reported.seen(0)))
         model = None
@@ -66,7 +66,7 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
             model, report = run_task(shared, task, model)
             outcome["tasks"].append(report)
             results.write(workdir, outcome)
-            print(f"\n{results.table(outcome)}", flush=True)
+            writers.say(f"\n{results.table(outcome)}")
         pictures.sheet(workdir)
         return results.read(workdir)
 
@@ -192,7 +192,6 @@ def train_task(run: Run, context: phases.Context, start: Model, teacher: Model |
     frozen = {
         "teacher": teacher if method.teacher else None,
         "table": tasks.train_table(data.protocol, task),
-        "prepared": None,
         "key": jax.random.key_data(task_key(run, task)),
     }
     batches = partial(task_data.augmented, data, task, "training", stop=steps)

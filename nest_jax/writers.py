@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import jax
 from etils import epath
@@ -108,7 +109,7 @@ class Writer:
             board.close()
         self._boards.clear()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Writer:
         return self
 
     def __exit__(
@@ -131,7 +132,9 @@ class Progress:
     Made by `progress`. Images per second are those since the bar was made, so a resumed run does not count the steps it skipped.
     """
 
-    def __init__(self, total: int, initial: int, description: str, enabled: bool, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, initial: int, description: str, enabled: bool, stream: TextIO | io.TextIOBase | None = None
+    ) -> None:
         self._stream = stream or sys.stderr
         self._total, self._initial, self._step, self._description = total, initial, initial, description
         self._images = 0
@@ -174,7 +177,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         return self
 
     def __exit__(
@@ -197,6 +200,12 @@ def progress(total: int, initial: int, description: str, enabled: bool = True) -
         enabled: config.log.progress.
     """
     return Progress(total, initial, description, enabled)
+
+
+def say(text: str) -> None:
+    """Prints a text on standard output, on process 0 only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def warn_once(message: str) -> None:

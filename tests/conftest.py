@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
+
+jaxtyping.install_import_hook(
+    "nest_jax", "beartype.beartype"
+)  # the shapes and types in signatures are checked in tests
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def test_mib_trajectory_of_the_published_code():
         optim.poly(float(golden["lr"]), 3, 0.9), momentum=0.9, weight_decay=float(golden["weight_decay"])
     )
     train_step = jax.jit(step.make(segmenter, method, optimiser))
-    frozen = {"teacher": teacher, "table": jnp.asarray(IDENTITY), "prepared": None, "key": jnp.zeros(2, jnp.uint32)}
+    frozen = {"teacher": teacher, "table": jnp.asarray(IDENTITY), "key": jnp.zeros(2, jnp.uint32)}
     now = state.create(student, optimiser)
     for i in range(3):
         batch = {"image": np.moveaxis(golden["images"][i], 1, -1), "label": golden["labels"][i]}
@@ -99,10 +99,10 @@ def tiny():
             "bias": jnp.zeros(classes),
         }
 
-    batch = {
-        "image": rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8),
-        "label": rng.choice([0, 3, 255], size=(8, 32, 32)).astype(np.uint8),
-    }
+    bright = rng.choice([0, 1], size=(8, 4, 4)).repeat(8, axis=1).repeat(8, axis=2)
+    label = np.where(rng.random((8, 32, 32)) < 0.05, 255, 3 * bright)
+    noise = rng.integers(0, 60, (8, 32, 32, 3))
+    batch = {"image": (150 * bright[..., None] + noise).astype(np.uint8), "label": label.astype(np.uint8)}
     old = {"network": network, "classifier": classifier(3), "batch_stats": stats}
     new = {**old, "classifier": classifier(4)}
     return config, segmenter, old, new, batch
@@ -112,7 +112,7 @@ def make(tiny, *, optimiser=None, **options):
     config, segmenter, old, new, _ = tiny
     method = plugins.load("methods", "mib").build({"distillation": 10.0}, num_old=3, num_new=1)
     optimiser = optimiser or optim.sgd(optim.poly(0.05, 100, 0.9), momentum=0.9, weight_decay=1e-4)
-    frozen = {"teacher": old, "table": jnp.asarray(IDENTITY), "prepared": None, "key": jnp.zeros(2, jnp.uint32)}
+    frozen = {"teacher": old, "table": jnp.asarray(IDENTITY), "key": jnp.zeros(2, jnp.uint32)}
     return jax.jit(step.make(segmenter, method, optimiser, **options)), state.create(new, optimiser), frozen
 
 

@@ -145,9 +145,8 @@ def test_tables() -> None:
     np.testing.assert_array_equal(tasks.train_table(protocol, 1)[:5], [0, 0, 0, 0, 3])
     np.testing.assert_array_equal(tasks.train_table(protocol, 2)[:5], [0, 0, 4, 0, 0])
     np.testing.assert_array_equal(tasks.test_table(protocol, 1)[:5], [0, 2, 0, 1, 3])
-    np.testing.assert_array_equal(tasks.joint_table(protocol, 1)[:5], [0, 2, 0, 1, 3])
     np.testing.assert_array_equal(tasks.test_table(protocol, 2)[:5], [0, 2, 4, 1, 3])
-    for table in (tasks.train_table, tasks.joint_table, tasks.test_table):
+    for table in (tasks.train_table, tasks.test_table):
         for task in range(3):
             assert table(protocol, task).shape == (256,)
             assert table(protocol, task).dtype == np.uint8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from nest_jax import torch_weights
 from nest_jax.errors import InputError
-from nest_jax.layers import BatchNorm, Conv, relu6
+from nest_jax.layers import BatchNorm, Conv, relu6, scaled_normal
 
 NAMES = ("efficientnet_lite0",)
 
@@ -43,7 +42,7 @@ def defaults(name: str) -> dict[str, Any]:
     return {"pretrained": "imagenet", "output_stride": 16, "momentum": 0.1}
 
 
-def output_stride(settings: Mapping[str, Any]) -> int:
+def output_stride(settings: Any) -> int:
     """Image pixels per pixel of the body's output."""
     return int(settings["output_stride"])
 
@@ -74,6 +73,7 @@ class Block(nn.Module):
             self.dilation,
             padding="same",
             depthwise=True,
+            init=scaled_normal(2.0, "fan_in"),
             dtype=self.dtype,
             name="depthwise_conv",
         )
@@ -117,7 +117,7 @@ class EfficientNetLite(nn.Module):
         return x, tuple(maps)
 
 
-def build(name: str, settings: Mapping[str, Any], dtype: Any) -> nn.Module:
+def build(name: str, settings: Any, dtype: Any) -> nn.Module:
     """The network.
 
     Raises:
@@ -140,7 +140,7 @@ def torch_name(path: tuple[str, ...]) -> str:
     return ".".join((*modules, torch_weights.leaf_name(path[-1])))
 
 
-def load_pretrained(settings: Mapping[str, Any], params: dict, batch_stats: dict) -> tuple[dict, dict]:
+def load_pretrained(settings: Any, params: dict, batch_stats: dict) -> tuple[dict, dict]:
     """`params` and `batch_stats` with the weights that `settings.pretrained` names; the classification layers are dropped.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def defaults(name: str) -> dict[str, Any]:
     return {"pretrained": "imagenet", "output_stride": 16}
 
 
-def output_stride(settings: Mapping[str, Any]) -> int:
+def output_stride(settings: Any) -> int:
     """Image pixels per pixel of the body's output."""
     return int(settings["output_stride"])
 
@@ -104,7 +104,7 @@ class ResNet(nn.Module):
         return x, tuple(maps)
 
 
-def build(name: str, settings: Mapping[str, Any], dtype: Any) -> nn.Module:
+def build(name: str, settings: Any, dtype: Any) -> nn.Module:
     """The network.
 
     Raises:
@@ -127,7 +127,7 @@ def torch_name(path: tuple[str, ...]) -> str:
     return re.sub(r"^(mod\d)_", r"\1.", re.sub(r"(block\d+)\.(conv|bn)", r"\1.convs.\2", name))
 
 
-def load_pretrained(settings: Mapping[str, Any], params: dict, batch_stats: dict) -> tuple[dict, dict]:
+def load_pretrained(settings: Any, params: dict, batch_stats: dict) -> tuple[dict, dict]:
     """`params` and `batch_stats` with the weights that `settings.pretrained` names; the classification layer is dropped.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +17,7 @@ def defaults(name: str) -> dict[str, Any]:
     return {"pretrained": "none", "widths": (16, 32, 64, 64)}
 
 
-def output_stride(settings: Mapping[str, Any]) -> int:
+def output_stride(settings: Any) -> int:
     """Image pixels per pixel of the body's output."""
     return 8
 
@@ -39,7 +38,7 @@ class Tiny(nn.Module):
         return x, tuple(maps)
 
 
-def build(name: str, settings: Mapping[str, Any], dtype: Any) -> nn.Module:
+def build(name: str, settings: Any, dtype: Any) -> nn.Module:
     """The network; `widths` needs four entries."""
     widths = tuple(settings["widths"])
     if len(widths) != 4:
@@ -54,7 +53,7 @@ def normalise(images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Floa
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def load_pretrained(settings: Mapping[str, Any], params: dict, batch_stats: dict) -> tuple[dict, dict]:
+def load_pretrained(settings: Any, params: dict, batch_stats: dict) -> tuple[dict, dict]:
     """The arguments: nothing is pretrained.
 
     Raises:

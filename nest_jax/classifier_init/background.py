@@ -12,7 +12,7 @@ def defaults(name: str) -> dict:
 
 def initialise(job: Job) -> Initialised:
     """`w_new = w_bg`; `b_new = b_bg = b_bg - log(new + 1)`, so that p(bg) + Σ p(new) is what p(bg) was."""
-    kernel, bias = job.model["classifier"]["kernel"], job.model["classifier"]["bias"]
+    kernel, bias = (jnp.asarray(job.model["classifier"][name]) for name in ("kernel", "bias"))
     shared = bias[0] - jnp.log(job.num_new + 1.0)
     new_kernel = jnp.repeat(kernel[:, :1], job.num_new, axis=1)
     grown = {

@@ -4,11 +4,11 @@ Classes only, so that configs can be validated and shape-checked. Label 0 of the
 protocols treat it as the background class, train on it and score it.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from nest_jax.datasets import Dataset
 from nest_jax.errors import InputError
+from nest_jax.plugins import Settings
 
 # The first synonym of each official name, in the order of the labels 1..150 (131 is "screen" there; 59 is the screen door).
 _NAMES = """
@@ -33,7 +33,7 @@ def defaults(name: str) -> dict[str, Any]:
     return {"root": "", "data_dir": ""}
 
 
-def classes(settings: Mapping[str, Any]) -> tuple[str, ...]:
+def classes(settings: Settings) -> tuple[str, ...]:
     """The 151 names by raw label; 0 is "background"."""
     return CLASSES
 
@@ -43,7 +43,7 @@ def class_orders() -> dict[str, tuple[int, ...]]:
     return {}
 
 
-def load(settings: Mapping[str, Any], split: str) -> Dataset:
+def load(settings: Settings, split: str) -> Dataset:
     """Always raises.
 
     Raises:

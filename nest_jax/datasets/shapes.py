@@ -10,7 +10,6 @@ of one void pixel.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image, ImageFilter
 
 from nest_jax.datasets import Dataset
 from nest_jax.errors import InputError
+from nest_jax.plugins import Settings
 
 KINDS = (
     ("circle", "plain"),
@@ -43,13 +43,13 @@ def defaults(name: str) -> dict[str, Any]:
     return {"train_images": 480, "val_images": 120, "size": 64, "seed": 0}
 
 
-def classes(settings: Mapping[str, Any]) -> tuple[str, ...]:
+def classes(settings: Settings) -> tuple[str, ...]:
     """ "background" and seven names such as "circle" and "striped square"."""
     del settings
     return ("background", *(shape if texture == "plain" else f"{texture} {shape}" for shape, texture in KINDS))
 
 
-def load(settings: Mapping[str, Any], split: str) -> Dataset:
+def load(settings: Settings, split: str) -> Dataset:
     """The split "train" or "val". All images are drawn at the first call of a process (about a second for a thousand).
 
     Image i of a split depends on (seed, split, i, size) only, so a larger data set begins with the smaller one.

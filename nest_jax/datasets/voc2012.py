@@ -11,14 +11,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nest_jax import tasks
 from nest_jax.datasets import Dataset, _prepared
 from nest_jax.errors import InputError
-from nest_jax.plugins import unknown
+from nest_jax.plugins import Settings, unknown
 
 CLASSES = (
     "background",
@@ -58,7 +57,7 @@ def defaults(name: str) -> dict[str, Any]:
     return {"root": "", "data_dir": ""}
 
 
-def classes(settings: Mapping[str, Any]) -> tuple[str, ...]:
+def classes(settings: Settings) -> tuple[str, ...]:
     """The 21 names by raw label, background first."""
     return CLASSES
 
@@ -68,7 +67,7 @@ def class_orders() -> dict[str, tuple[int, ...]]:
     return dict(tasks.VOC_ORDERS)
 
 
-def load(settings: Mapping[str, Any], split: str) -> Dataset:
+def load(settings: Settings, split: str) -> Dataset:
     """Split "train" (the train_aug list) or "val", rows in the order of the official list.
 
     With a root (`settings["root"]`, else NEST_JAX_VOC_ROOT) the data are prepared on first use. Without, the one prepared set
@@ -82,7 +81,7 @@ def load(settings: Mapping[str, Any], split: str) -> Dataset:
     return _prepared.dataset(_directory(settings), split, CLASSES)
 
 
-def prepare(settings: Mapping[str, Any]) -> Path:
+def prepare(settings: Settings) -> Path:
     """Checks and packs `settings["root"]`, unless that was done before; returns the prepared directory.
 
     Raises:
@@ -102,12 +101,12 @@ def prepare(settings: Mapping[str, Any]) -> Path:
     return _prepared.prepare(_NAME, config, splits, classes=CLASSES, source=root, data_dir=data_dir)
 
 
-def _data_dir(settings: Mapping[str, Any]) -> Path:
+def _data_dir(settings: Settings) -> Path:
     chosen = settings.get("data_dir") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(chosen).expanduser()
 
 
-def _directory(settings: Mapping[str, Any]) -> Path:
+def _directory(settings: Settings) -> Path:
     """The prepared directory to read; prepares it if there is a root."""
     data_dir = _data_dir(settings)
     if settings.get("root"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -69,7 +69,7 @@ class DeepLabV3(nn.Module):
         return self.norm(dtype=self.dtype, name="red_bn")(x + pool, train)
 
 
-def build(name: str, settings: Mapping[str, Any], dtype: Any, *, output_stride: int = 16) -> nn.Module:
+def build(name: str, settings: Any, dtype: Any, *, output_stride: int = 16) -> nn.Module:
     """The head for a body of `output_stride` image pixels per pixel.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +28,7 @@ class Plain(nn.Module):
         return InPlaceABN(dtype=self.dtype, name="bn")(x, train)
 
 
-def build(name: str, settings: Mapping[str, Any], dtype: Any, *, output_stride: int = 8) -> nn.Module:
+def build(name: str, settings: Any, dtype: Any, *, output_stride: int = 8) -> nn.Module:
     """The network; it is the same for every output stride."""
     return Plain(int(settings["channels"]), dtype)
 

@@ -12,7 +12,7 @@ def defaults(name: str) -> dict:
 def build(settings, *, num_old: int, num_new: int) -> Method:
     """Cross entropy over all classes; background in the labels is taken at its word, which is why old classes are forgotten."""
 
-    def pixel_terms(logits, old_logits, labels, prepared):
+    def pixel_terms(logits, old_logits, labels):
         return {"ce": losses.cross_entropy(logits, labels)}
 
     return Method(pixel_terms)

@@ -12,7 +12,7 @@ def defaults(name: str) -> dict:
 def build(settings, *, num_old: int, num_new: int) -> Method:
     """Unbiased cross entropy + `distillation` x unbiased knowledge distillation from the previous model."""
 
-    def pixel_terms(logits, old_logits, labels, prepared):
+    def pixel_terms(logits, old_logits, labels):
         return {
             "unce": losses.unbiased_cross_entropy(logits, labels, num_old=num_old),
             "unkd": settings["distillation"] * losses.unbiased_distillation(logits, old_logits),
