@@ -7,6 +7,7 @@ for dense kernels, shifted multiply-adds for depthwise ones. Accelerators get th
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,7 @@ def _depthwise_kernel_gradient(x, shape, grad, stride, dilation, padding):
     return lax.fori_loop(0, shape[0], add_row, jnp.zeros(shape, jnp.float32))
 
 
-def _shifted_sum(x, taps, height: int, width: int, stride: int):
+def _shifted_sum(x, taps, height: int, width: int, stride: int) -> Array:
     """sum over taps (y, x, weight [c]) of weight * map[y + stride * row, x + stride * col], zero outside the map."""
     if not taps:
         return jnp.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
@@ -169,7 +170,7 @@ def _shifted_sum(x, taps, height: int, width: int, stride: int):
     bottom = max(0, max(ys) + stride * (height - 1) + 1 - x.shape[1])
     right = max(0, max(xs) + stride * (width - 1) + 1 - x.shape[2])
     x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    out = None
+    out: Any = None
     for row, col, weight in taps:
         y0, x0 = row + top, col + left
         part = x[:, y0 : y0 + stride * (height - 1) + 1 : stride, x0 : x0 + stride * (width - 1) + 1 : stride]

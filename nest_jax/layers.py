@@ -102,7 +102,6 @@ class Conv(nn.Module):
         return conv_ordinary(x, kernel, stride=stride, dilation=dilation, padding=padding)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalise_batch(
     x: Float[Array, "b h w c"], factor: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " c"], Float[Array, " c"]]:
@@ -112,6 +111,12 @@ def normalise_batch(
     the statistics are those of the global batch. The gradient is written out because it needs two sums instead of five; the
     returned statistics carry none, as in PyTorch.
     """
+    result: Any = _normalise(x, factor, bias, epsilon)
+    return result
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise(x, factor, bias, epsilon):
     return _normalise_forward(x, factor, bias, epsilon)[0]
 
 
@@ -133,7 +138,7 @@ def _normalise_backward(epsilon, saved, grads):
     return x_grad.astype(x.dtype), factor_grad, bias_grad
 
 
-normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class BatchNorm(nn.Module):

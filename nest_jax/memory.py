@@ -21,4 +21,5 @@ def keep_freed() -> bool:
     except (AttributeError, OSError):
         return False
     settings = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    agreed = [mallopt(name, value) == 1 for name, value in settings]
+    return all(agreed)

@@ -6,9 +6,8 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-jaxtyping.install_import_hook(
-    "nest_jax", "beartype.beartype"
-)  # the shapes and types in signatures are checked in tests
+# Before anything imports the package: every call in a test checks the shapes and types that signatures state.
+jaxtyping.install_import_hook("nest_jax", "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ class Pickler(pickle.Pickler):
         self.storages[key] = obj.array
         return ("storage", kind, key, "cpu", obj.array.size, *self.view)
 
-    view = ()
+    view: tuple = ()
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +254,7 @@ def test_every_misfit_is_reported_at_once():
 def test_published_resnet_files_load(tmp_path):
     """`module.` in front of the names, a classifier to drop, the dict wrapped: as in resnet101_iabn_sync.pth.tar."""
     resnet = plugins.load("backbones", "resnet50")
-    params = {"mod1_conv1": {"kernel": jnp.zeros((7, 7, 3, 2))}, "mod1_bn1": {"scale": jnp.zeros(2)}}
+    params: dict = {"mod1_conv1": {"kernel": jnp.zeros((7, 7, 3, 2))}, "mod1_bn1": {"scale": jnp.zeros(2)}}
     params["mod2_block1"] = {"conv1": {"kernel": jnp.zeros((1, 1, 2, 2))}}
     stats = {"mod1_bn1": {"mean": jnp.ones(2)}}
     rng = np.random.default_rng(0)

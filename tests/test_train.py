@@ -5,10 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax import monitoring
 from numpy.testing import assert_array_equal
 
 import nest_jax
-from nest_jax import checkpoints, nest, plugins, results
+from nest_jax import checkpoints, nest, phases, plugins, results
 from nest_jax.errors import InputError, TrainingError
 from tests import tiny
 
@@ -147,3 +148,29 @@ def test_full_images(base, tmp_path):
     """Without a crop, full images of the synthetic set are the crops: the same confusion matrix, one image at a time."""
     outcome = nest_jax.run(tiny.config(init_from=base[0], evaluate__full_images=True, train__epochs="1,1"), tmp_path)
     assert outcome["tasks"][0]["confusion"] == base[1]["tasks"][0]["confusion"]
+
+
+def test_nothing_compiles_after_the_first_step_of_a_phase(base, tmp_path, monkeypatch):
+    compiled, counts, log = [], [], phases._log
+    monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+
+    def counted(context, phase, waiting):
+        counts.append((phase, waiting[-1][0], len(compiled)))
+        return log(context, phase, waiting)
+
+    monkeypatch.setattr(phases, "_log", counted)
+    nest_jax.run(tiny.config(init_from=base[0], train__epochs="1,2"), tmp_path)
+    for phase in phases.PHASES:
+        after_step = {step: count for name, step, count in counts if name == phase}
+        assert len(after_step) >= 4 and after_step[1] > 0
+        assert set(after_step.values()) == {after_step[1]}, phase
+
+
+def test_pretuning_in_eval_mode_leaves_the_network_untouched(base, tmp_path):
+    nest_jax.run(tiny.config(init_from=base[0], classifier_init__batch_norm="eval"), tmp_path)
+    start = checkpoints.restore(tmp_path / "checkpoints" / "start-01")[0]["model"]
+    old = model(base[0], 0)
+    for a, b in zip(jax.tree.leaves(old["batch_stats"]), jax.tree.leaves(start["batch_stats"]), strict=True):
+        assert_array_equal(a, b)

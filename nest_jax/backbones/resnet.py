@@ -80,7 +80,8 @@ class ResNet(nn.Module):
     def __call__(self, images: Float[Array, "b h w 3"], train: bool) -> tuple[Array, tuple[Array, ...]]:
         x = Conv(64, 7, 2, dtype=self.dtype, name="mod1_conv1")(images)
         x = self.norm(dtype=self.dtype, name="mod1_bn1")(x, train)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        padding: Any = ((1, 1), (1, 1))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding)
         maps, reached, dilation = [], 4, 1
         for stage, (count, width) in enumerate(zip(self.blocks, WIDTHS, strict=True)):
             stride = 1 if stage == 0 else 2
