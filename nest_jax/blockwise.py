@@ -52,8 +52,7 @@ def map_rows(
 
     def block(maps, row_matrices, labels):
         full = [
-            None if m is None else upsample.apply(m, r, c)
-            for m, r, c in zip(maps, row_matrices, columns, strict=True)
+            m if c is None else upsample.apply(m, r, c) for m, r, c in zip(maps, row_matrices, columns, strict=True)
         ]
         return function(*full, labels)
 

@@ -35,9 +35,7 @@ def load(config: Any, protocol: Protocol, reported: Protocol) -> Data:
         InputError: data that is not there or not usable; a task without images.
     """
     plugin = plugins.load("datasets", config.dataset.name)
-    data = Data(
-        config, protocol, reported, plugin.load(config.dataset, "train"), plugin.load(config.dataset, "val")
-    )
+    data = Data(config, protocol, reported, plugin.load(config.dataset, "train"), plugin.load(config.dataset, "val"))
     for task in range(len(protocol)):
         images = len(training_images(data, task))
         if images < config.train.batch_size:
@@ -137,5 +135,7 @@ def picture_indices(data: Data) -> np.ndarray:
     presence = data.val.presence[:, list(data.protocol.seen(len(data.protocol) - 1))[1:]]
     order = np.argsort(-presence.sum(axis=1), kind="stable")
     of_class = [[i for i in order if presence[i, c]] for c in range(presence.shape[1])]
-    ranked = [image for images in zip(*(images + [-1] * len(order) for images in of_class), strict=False) for image in images]
+    ranked = [
+        image for images in zip(*(images + [-1] * len(order) for images in of_class), strict=False) for image in images
+    ]
     return np.asarray([i for i in dict.fromkeys(ranked) if i >= 0][:count], int)

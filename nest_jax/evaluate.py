@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from nest_jax import blockwise, data as task_data, pictures, sharding, tasks, writers
+from nest_jax import blockwise, pictures, sharding, tasks, writers
+from nest_jax import data as task_data
 from nest_jax import segmenter as seg
 from nest_jax.data import Data
 from nest_jax.segmenter import Segmenter

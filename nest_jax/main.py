@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import NoReturn
 
-from nest_jax import __version__, config, plugins, tasks, validation
+from nest_jax import __version__, config, memory, plugins, tasks, validation
 from nest_jax.errors import InputError, TrainingError
 
 INPUT_ERROR, TRAINING_ERROR, INTERRUPTED = 2, 3, 130  # exit codes
@@ -89,6 +89,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 def run(arguments: Sequence[str]) -> None:
     """What `main` does, with errors as exceptions."""
     flags, overrides = parse(arguments)
+    memory.keep_freed()
     settings = config.load(flags.config)
     config.override(settings, overrides)
     if flags.multihost:

@@ -89,9 +89,7 @@ def run(
                 context.steps[phase] = done
             if due:
                 extra = {"seconds": context.seconds, "steps": context.steps}
-                checkpoints.save_rolling(
-                    context.workdir, task, phase, done, carry, extra, keep=config.checkpoint.keep
-                )
+                checkpoints.save_rolling(context.workdir, task, phase, done, carry, extra, keep=config.checkpoint.keep)
                 last_save = time.monotonic()
     return carry
 
@@ -110,7 +108,9 @@ def _log(context: Context, phase: str, waiting: list) -> float | None:
     for done, scalars in fetched:
         if not all(np.isfinite(value) for value in scalars.values()):
             terms = ", ".join(f"{name}={value}" for name, value in scalars.items())
-            raise TrainingError(f"task {context.task}, {phase}, step {done}: not finite: {terms}. {_last_good(context)}")
+            raise TrainingError(
+                f"task {context.task}, {phase}, step {done}: not finite: {terms}. {_last_good(context)}"
+            )
     if not fetched or not fetched[0][1]:
         return None
     means = {name: float(np.mean([scalars[name] for _, scalars in fetched])) for name in fetched[0][1]}

@@ -9,7 +9,6 @@ from flax import struct
 from jaxtyping import Array, Int
 
 
-
 @struct.dataclass
 class TrainState:
     """The state of one task's training.

@@ -1,14 +1,15 @@
 """The training step: teacher forward, student forward and backward, update; one jitted, donated function per task."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from nest_jax import blockwise, segmenter as seg
+from nest_jax import blockwise
+from nest_jax import segmenter as seg
 from nest_jax.method import Method
 from nest_jax.segmenter import Segmenter
 from nest_jax.state import TrainState
@@ -81,7 +82,7 @@ def make(
         key = jax.random.fold_in(jax.random.wrap_key_data(frozen["key"]), state.step)
         gradients, batch_stats, terms = accumulated(state.params, state.batch_stats, frozen, batch, key)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(dict[str, Any], optax.apply_updates(state.params, updates))
         return TrainState(state.step + 1, params, batch_stats, opt_state), terms
 
     return step

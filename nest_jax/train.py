@@ -10,18 +10,33 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nest_jax import checkpoints, classifier, evaluate, optim, phases, pictures, plugins, results
+from nest_jax import (
+    checkpoints,
+    classifier,
+    evaluate,
+    optim,
+    phases,
+    pictures,
+    plugins,
+    results,
+    sharding,
+    state,
+    step,
+    tasks,
+    validation,
+    writers,
+)
 from nest_jax import config as configs
 from nest_jax import data as task_data
 from nest_jax import segmenter as seg
-from nest_jax import sharding, state, step, tasks, validation, writers
 from nest_jax.data import Data
 from nest_jax.errors import InputError
 from nest_jax.initialisation import Job
 
 log = logging.getLogger(__name__)
 
-Model = dict[str, Any]  # {"network": {"body", "head"}, "classifier": {"kernel", "bias"}, "batch_stats": {"body", "head"}}
+# {"network": {"body", "head"}, "classifier": {"kernel", "bias"}, "batch_stats": {"body", "head"}}
+Model = dict[str, Any]
 
 
 class Run(NamedTuple):

@@ -150,7 +150,11 @@ def test_gradient_of_batch_normalisation_is_autodiffs(monkeypatch, fast):
         return (x - mean) / jnp.sqrt(jnp.mean((x - mean) ** 2, (0, 1, 2)) + 1e-3) * factor + bias
 
     assert_same_with_gradients(
-        lambda *a: layers.normalise_batch(*a, 1e-3)[0], plain, random(3, 5, 4, 6), random(6, seed=1), random(6, seed=2)
+        lambda x, factor, bias: layers.normalise_batch(x, factor, bias, 1e-3)[0],
+        plain,
+        random(3, 5, 4, 6),
+        random(6, seed=1),
+        random(6, seed=2),
     )
 
 

@@ -78,9 +78,15 @@ def test_the_full_resolution_logits_never_exist(batch):
 
     def peak(rows):
         loss = jax.jit(
-            jax.grad(lambda z: sum(jnp.sum(s) for s in blockwise.sums_per_image(terms, z, old_logits, labels, rows=rows).values()))
+            jax.grad(
+                lambda z: sum(
+                    jnp.sum(s) for s in blockwise.sums_per_image(terms, z, old_logits, labels, rows=rows).values()
+                )
+            )
         )
-        return loss.lower(logits).compile().memory_analysis().temp_size_in_bytes
+        analysis = loss.lower(logits).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     assert peak(4) < full / 4
     assert peak(192) > full

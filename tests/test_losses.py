@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from numpy.testing import assert_allclose
 
 from nest_jax import losses
@@ -68,3 +69,9 @@ def test_losses_survive_huge_logits():
         losses.unbiased_distillation(logits, jnp.array([[0.0, 1e4]])),
     ):
         assert np.all(np.isfinite(value))
+
+
+def test_shapes_in_signatures_are_checked():
+    """By the import hook of conftest.py; without it a wrong shape would broadcast in silence."""
+    with pytest.raises(TypeCheckError, match="labels"):
+        losses.cross_entropy(jnp.zeros((4, 3)), jnp.zeros(1, jnp.int32))

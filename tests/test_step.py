@@ -1,7 +1,5 @@
 """The training step against a trajectory of the published code, and its own invariants."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from nest_jax import config as configs
-from nest_jax import optim, plugins, segmenter as seg, state, step, torch_weights, upsample
+from nest_jax import optim, plugins, state, step, torch_weights, upsample
+from nest_jax import segmenter as seg
 from tests.deterministic_state import GOLDEN, state_dict
 
 IDENTITY = np.arange(256, dtype=np.uint8)
@@ -124,7 +123,7 @@ def test_loss_falls_and_the_step_compiles_once(tiny):
         losses.append((float(terms["loss"]), float(terms["unce"])))
     assert losses[-1][0] < losses[0][0]  # distillation from a random teacher has a floor, the labels have none
     assert losses[-1][1] < 0.8 * losses[0][1]
-    assert train_step._cache_size() == 1
+    assert train_step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
     assert int(now.step) == 15
 
 

@@ -73,7 +73,9 @@ def test_a_killed_run_ends_with_the_same_numbers(whole, tmp_path, phase):
     command = [*arguments, f"--workdir={tmp_path}"]
     assert launch(command, phase=phase) == -signal.SIGKILL
     task = 0 if phase == "training" else 1
-    saved = checkpoints.metadata(checkpoints.latest_rolling(tmp_path, task))
+    newest = checkpoints.latest_rolling(tmp_path, task)
+    assert newest is not None
+    saved = checkpoints.metadata(newest)
     assert (saved["phase"], saved["iteration"]) == (phase, 3)
     assert launch(command) == 0
 

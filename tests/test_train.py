@@ -13,8 +13,8 @@ from nest_jax import checkpoints, nest, phases, plugins, results
 from nest_jax.errors import InputError, TrainingError
 from tests import tiny
 
-METHODS = [name for name in plugins.names("methods")]
-INITIALISATIONS = [name for name in plugins.names("classifier_init")]
+METHODS = plugins.names("methods")
+INITIALISATIONS = plugins.names("classifier_init")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,9 @@ def test_pretuning_leaves_the_weights_of_the_network_alone(base):
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "mib"])
 def test_every_method_learns(base, tmp_path, name):
     pick = f"method={name},classifier_init=background"
-    outcome = nest_jax.run(tiny.config(pick, init_from="" if name == "joint" else base[0], train__epochs="3,3"), tmp_path)
+    outcome = nest_jax.run(
+        tiny.config(pick, init_from="" if name == "joint" else base[0], train__epochs="3,3"), tmp_path
+    )
     last = len(outcome["tasks"]) - 1
     losses = [line["loss"] for line in log_lines(tmp_path) if line["task"] == last and line["phase"] == "training"]
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
@@ -139,7 +141,9 @@ def test_a_task_without_a_full_batch_is_said_before_training(tmp_path):
 
 
 def test_a_non_finite_loss_stops_with_every_term(base, tmp_path):
-    with pytest.raises(TrainingError, match=r"(?s)task 1, training, step \d+.*unce=.*unkd=.*Last good checkpoint: .*task-00"):
+    with pytest.raises(
+        TrainingError, match=r"(?s)task 1, training, step \d+.*unce=.*unkd=.*Last good checkpoint: .*task-00"
+    ):
         nest_jax.run(tiny.config(init_from=base[0], train__learning_rate="0.01,1e30", train__epochs="1,4"), tmp_path)
     assert checkpoints.completed_tasks(tmp_path) == [0]
 
@@ -153,7 +157,7 @@ def test_full_images(base, tmp_path):
 def test_nothing_compiles_after_the_first_step_of_a_phase(base, tmp_path, monkeypatch):
     compiled, counts, log = [], [], phases._log
     monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+        lambda event, duration_secs, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
 
     def counted(context, phase, waiting):

@@ -5,7 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from nest_jax import nest, segmenter as seg
+from nest_jax import nest
+from nest_jax import segmenter as seg
 from nest_jax.initialisation import Initialised, Job
 
 

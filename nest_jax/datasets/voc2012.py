@@ -87,7 +87,7 @@ def prepare(settings: Settings) -> Path:
     Raises:
         InputError: all that is wrong with the folder; nothing is written then.
     """
-    root, data_dir = Path(os.path.abspath(Path(settings["root"]).expanduser())), _data_dir(settings)
+    root, data_dir = Path(os.path.abspath(Path(str(settings["root"])).expanduser())), _data_dir(settings)
     if _prepared.is_complete(data_dir):
         raise InputError(
             f"voc2012: {data_dir} is itself a prepared set, so {root} cannot be prepared into it; "
@@ -103,7 +103,7 @@ def prepare(settings: Settings) -> Path:
 
 def _data_dir(settings: Settings) -> Path:
     chosen = settings.get("data_dir") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(chosen).expanduser()
+    return Path(str(chosen)).expanduser()
 
 
 def _directory(settings: Settings) -> Path:

@@ -1,7 +1,7 @@
 """NeST's similarity statistics: the closed form against the pixel-by-pixel form, on the same random images.
 
-    python benchmarks/statistics.py                                  # ADE20K 100-5's last task: 146 old classes, 5 new, 256 channels
-    python benchmarks/statistics.py --old 16 --new 1 --images 5
+    python benchmarks/similarity_statistics.py                                  # ADE20K 100-5's last task: 146 old classes, 5 new, 256 channels
+    python benchmarks/similarity_statistics.py --old 16 --new 1 --images 5
 
 The pixel-by-pixel form is the paper's: for every pixel u of a new class the products H = W_old ⊙ p_u, the mask 1[H > 0] times the scores,
 then the mean; NumPy, vectorised over chunks of pixels so that it fits into memory. The closed form is `nest_jax.nest.add_statistics`, jitted. Both
