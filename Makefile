@@ -31,7 +31,7 @@ $(VENV)/.dev: pyproject.toml | $(PY)
 	@touch $@ $(VENV)/.installed
 
 test: dev
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 lint: dev
 	$(PY) -m ruff format --check .

@@ -51,9 +51,9 @@ def measure(config, rounds: int) -> dict[str, list[float]]:
         data = task_data.Data(config, protocol, protocol, stand_in, stand_in)
         run = train.Run(config, workdir, mesh, writer, seg.build(config), data)
         phases.run = capture
-        previous = train.first_model(run)
+        previous = train.base_model(run)
         context = phases.Context(workdir, config, mesh, writer, 1, {}, {})
-        start, _ = train.start_of_task(run, context, previous)
+        start, _ = train.prepared_model(run, context, previous)
         train.train_task(run, context, start, previous)
     seconds = {phase: [] for phase in steps}
     for _ in range(rounds):

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from nest_jax import pictures, results
-from nest_jax.checkpoints import write_text
 from nest_jax.errors import InputError
+from nest_jax.storage import write_text
 
 EXAMPLES = """examples:
   # old / new / all after every task, for a run with NeST and one without

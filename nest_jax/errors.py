@@ -8,5 +8,9 @@ class InputError(Exception):
     """
 
 
+class CorruptCheckpoint(InputError):
+    """A checkpoint's files are not the ones that were saved; the message names the file."""
+
+
 class TrainingError(Exception):
     """Training cannot go on (a non-finite loss). The message names the terms, the step and the last good checkpoint; exit code 3."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from nest_jax import checkpoints, sharding, writers
+from nest_jax import checkpoints, rundir, sharding, writers
 from nest_jax.errors import TrainingError
 
 PHASES = ("statistics", "pretuning", "training")  # in the order in which they run within a task
@@ -57,7 +57,7 @@ def run(
     config, task = context.config, context.task
     start = 0
     carry = sharding.replicate(carry, context.mesh)
-    if newest := checkpoints.latest_rolling(context.workdir, task):
+    if newest := rundir.latest_rolling(context.workdir, task):
         saved = checkpoints.metadata(newest)
         if PHASES.index(saved["phase"]) > PHASES.index(phase):
             return carry
@@ -89,7 +89,7 @@ def run(
                 context.steps[phase] = done
             if due:
                 extra = {"seconds": context.seconds, "steps": context.steps}
-                checkpoints.save_rolling(context.workdir, task, phase, done, carry, extra, keep=config.checkpoint.keep)
+                rundir.save_rolling(context.workdir, task, phase, done, carry, extra, keep=config.checkpoint.keep)
                 last_save = time.monotonic()
     return carry
 
@@ -126,9 +126,9 @@ def _check_state(context: Context, phase: str, done: int, carry: Any) -> None:
 
 
 def _last_good(context: Context) -> str:
-    kept = checkpoints.latest_rolling(context.workdir, context.task)
+    kept = rundir.latest_rolling(context.workdir, context.task)
     if kept is None:
-        tasks = checkpoints.completed_tasks(context.workdir)
-        kept = checkpoints.task_directory(context.workdir, tasks[-1]) if tasks else None
+        tasks = rundir.completed_tasks(context.workdir)
+        kept = rundir.task_directory(context.workdir, tasks[-1]) if tasks else None
     hint = "a lower learning rate often helps: --config.train.learning_rate"
     return f"Last good checkpoint: {kept or 'none yet'}; {hint}."

@@ -17,8 +17,8 @@ from etils import epath
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from nest_jax.checkpoints import json_text, write_text
 from nest_jax.errors import InputError
+from nest_jax.storage import json_text, write_text
 
 VOID = 255
 VOID_COLOUR = (255, 255, 255)

@@ -18,8 +18,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from nest_jax.checkpoints import json_text, plain, write_text
 from nest_jax.errors import InputError
+from nest_jax.storage import json_text, plain, write_text
 
 FORMAT_VERSION = 1
 PACKAGES = (

@@ -19,6 +19,7 @@ from nest_jax import (
     pictures,
     plugins,
     results,
+    rundir,
     sharding,
     state,
     step,
@@ -66,8 +67,8 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
     validation.validate(config)
     config = configs.resolve(config)
     precision = "highest" if config.dtype == "float32" else "default"  # float32 means float32 on accelerators too
-    with checkpoints.lock(workdir), jax.default_matmul_precision(precision), contextlib.ExitStack() as stack:
-        configs.claim(config, workdir, write=jax.process_index() == 0)
+    with rundir.lock(workdir), jax.default_matmul_precision(precision), contextlib.ExitStack() as stack:
+        configs.claim(config, workdir, write=False)  # refused if another config's
         writer = stack.enter_context(writers.Writer(workdir, config.log.tensorboard))
         reported = configs.protocol(config)
         joined = getattr(plugins.load("methods", config.method.name), "JOINS_TASKS", False)
@@ -75,8 +76,10 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         data = task_data.load(config, learnt, reported)
         writers.say(tasks.describe(learnt, presence=data.train.presence))
         shared = Run(config, workdir, sharding.mesh(), writer, seg.build(config), data)
+        model = {} if rundir.completed_tasks(workdir) else base_model(shared)
+        # Data, weights and an earlier run's base model are there: from now on the workdir is this config's.
+        configs.claim(config, workdir, write=jax.process_index() == 0)
         outcome = results.new(config.name, config, len(reported.seen(0)))
-        model = None
         for task in range(len(learnt)):
             model, report = run_task(shared, task, model)
             outcome["tasks"].append(report)
@@ -86,17 +89,24 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         return results.read(workdir)
 
 
-def run_task(run: Run, task: int, previous: Model | None) -> tuple[Model, dict[str, Any]]:
-    """The model after `task` and the task's report: restored where the task is complete, else learnt from `previous`."""
-    directory = checkpoints.task_directory(run.workdir, task)
+def run_task(run: Run, task: int, previous: Model) -> tuple[Model, dict[str, Any]]:
+    """The model after `task` and the task's report: restored where the task is complete, else learnt from `previous`.
+
+    `previous` is the model after the task before; for task 0 the untrained one, or an earlier run's, which is taken as it is.
+    """
+    directory = rundir.task_directory(run.workdir, task)
     if checkpoints.exists(directory):
         tree, saved = checkpoints.restore(directory)
         log.info("task %d is complete: %s", task, directory)
+        rundir.drop_rolling(run.workdir, task)  # a kill may have come between the save and this
         return tree["model"], saved["report"]
     context = phases.Context(run.workdir, run.config, run.mesh, run.writer, task, {}, {})
-    start, details = start_of_task(run, context, previous)
-    base_is_given = task == 0 and run.config.init_from
-    model = start if base_is_given else train_task(run, context, start, previous)
+    details: dict[str, Any] = {}
+    if task == 0:
+        model = previous if run.config.init_from else train_task(run, context, previous, teacher=None)
+    else:
+        start, details = prepared_model(run, context, previous)
+        model = train_task(run, context, start, teacher=previous)
 
     started = time.monotonic()
     confusion = evaluate.run(run.data, run.segmenter, run.mesh, task, model, run.workdir)
@@ -117,16 +127,43 @@ def run_task(run: Run, task: int, previous: Model | None) -> tuple[Model, dict[s
     )
     metadata = {"task": task, "classes": run.data.class_names(protocol.seen(task)), "config": run.config}
     checkpoints.save(directory, {"model": model, "details": details}, {**metadata, "report": report})
-    checkpoints.drop_rolling(run.workdir, task)
+    rundir.drop_rolling(run.workdir, task)
     return model, report
 
 
-def start_of_task(run: Run, context: phases.Context, previous: Model | None) -> tuple[Model, dict[str, Any]]:
-    """The model that training starts from, and what its initialisation leaves for inspection. Made once, then kept on disk."""
+def base_model(run: Run) -> Model:
+    """What task 0 starts from: the pretrained backbone, a random decoder and classifier; or an earlier run's model after task 0."""
+    if run.config.init_from:
+        return earlier_base(run)
+    network_key, classifier_key = jax.random.split(task_key(run, 0))
+    network, batch_stats = seg.init(run.segmenter, network_key, run.config.train.crop_size)
+    network, batch_stats = seg.load_pretrained(run.config, network, batch_stats)
+    base = classifier.random(classifier_key, run.segmenter.channels, len(run.data.protocol.seen(0)))
+    return {"network": network, "classifier": base, "batch_stats": batch_stats}
+
+
+def earlier_base(run: Run) -> Model:
+    """The model after task 0 of the run `config.init_from`, which must have learnt the same classes with the same network."""
+    directory = rundir.task_directory(run.config.init_from, 0)
+    if not checkpoints.exists(directory):
+        raise InputError(f"init_from={run.config.init_from}: no completed task 0 there ({directory})")
+    wanted = run.data.class_names(run.data.protocol.seen(0))
+    found = checkpoints.metadata(directory)["classes"]
+    if found != wanted:
+        raise InputError(
+            f"init_from={run.config.init_from}: its task 0 learnt {', '.join(found)}; here it is {', '.join(wanted)}"
+        )
+    key = jax.random.key(0)
+    network, batch_stats = jax.eval_shape(lambda: seg.init(run.segmenter, key, run.config.train.crop_size))
+    base = jax.eval_shape(lambda: classifier.random(key, run.segmenter.channels, len(wanted)))
+    target = {"model": {"network": network, "classifier": base, "batch_stats": batch_stats}}
+    return checkpoints.restore(directory, target)[0]["model"]
+
+
+def prepared_model(run: Run, context: phases.Context, previous: Model) -> tuple[Model, dict[str, Any]]:
+    """`previous` with classifiers of the new classes, and what their initialisation leaves for inspection. Made once, kept on disk."""
     task = context.task
-    if previous is None:
-        return (earlier_base(run) if run.config.init_from else first_model(run)), {}
-    directory = checkpoints.task_directory(run.workdir, task).parent / f"start-{task:02d}"
+    directory = rundir.start_directory(run.workdir, task)
     if checkpoints.exists(directory):
         tree, saved = checkpoints.restore(directory)
         context.seconds.update(saved["seconds"])
@@ -152,33 +189,6 @@ def start_of_task(run: Run, context: phases.Context, previous: Model | None) -> 
     saved = {"seconds": context.seconds, "steps": context.steps}
     checkpoints.save(directory, {"model": model, "details": made.details}, saved)
     return model, made.details
-
-
-def first_model(run: Run) -> Model:
-    """Task 0: the pretrained backbone, a random decoder, a random classifier of background and the base classes."""
-    network_key, classifier_key = jax.random.split(task_key(run, 0))
-    network, batch_stats = seg.init(run.segmenter, network_key, run.config.train.crop_size)
-    network, batch_stats = seg.load_pretrained(run.config, network, batch_stats)
-    base = classifier.random(classifier_key, run.segmenter.channels, len(run.data.protocol.seen(0)))
-    return {"network": network, "classifier": base, "batch_stats": batch_stats}
-
-
-def earlier_base(run: Run) -> Model:
-    """The model after task 0 of the run `config.init_from`, which must have learnt the same classes with the same network."""
-    directory = checkpoints.task_directory(run.config.init_from, 0)
-    if not checkpoints.exists(directory):
-        raise InputError(f"init_from={run.config.init_from}: no completed task 0 there ({directory})")
-    wanted = run.data.class_names(run.data.protocol.seen(0))
-    found = checkpoints.metadata(directory)["classes"]
-    if found != wanted:
-        raise InputError(
-            f"init_from={run.config.init_from}: its task 0 learnt {', '.join(found)}; here it is {', '.join(wanted)}"
-        )
-    key = jax.random.key(0)
-    network, batch_stats = jax.eval_shape(lambda: seg.init(run.segmenter, key, run.config.train.crop_size))
-    base = jax.eval_shape(lambda: classifier.random(key, run.segmenter.channels, len(wanted)))
-    target = {"model": {"network": network, "classifier": base, "batch_stats": batch_stats}}
-    return checkpoints.restore(directory, target)[0]["model"]
 
 
 def train_task(run: Run, context: phases.Context, start: Model, teacher: Model | None) -> Model:

@@ -181,8 +181,11 @@ def _together(config: Config) -> list[str]:
             f"train.crop_size={train.crop_size}: not divisible by the output stride {stride} of {config.backbone.name}; "
             f"the nearest are {low} and {low + stride}"
         )
-    if config.loss.block_rows > train.crop_size:
-        problems.append(f"loss.block_rows={config.loss.block_rows}: more than train.crop_size={train.crop_size}")
+    dividing = {"loss.block_rows": config.loss.block_rows}
+    dividing["classifier_init.statistics_stride"] = config.classifier_init.get("statistics_stride", 0)
+    for key, value in dividing.items():
+        if value > 0 and train.crop_size % value:
+            problems.append(f"{key}={value}: does not divide train.crop_size={train.crop_size}")
     root, data_dir = config.dataset.get("root", ""), config.dataset.get("data_dir", "")
     if root and not Path(root).expanduser().is_dir():
         problems.append(f"dataset.root={root!r}: no such directory")

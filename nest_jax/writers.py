@@ -17,8 +17,8 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from nest_jax.checkpoints import is_remote, json_text, write_text
 from nest_jax.errors import InputError
+from nest_jax.storage import is_remote, json_text, write_text
 
 REMOTE_SECONDS = 60.0  # an object store cannot append: the whole file is written again, at most this often
 LINE_SECONDS = 30.0

@@ -4,11 +4,11 @@ The messages of each module are tested beside it (a VOC folder's in test_voc2012
 test_main.py); here they travel through a whole run.
 """
 
-import contextlib
+from pathlib import Path
 
 import pytest
 
-from nest_jax import checkpoints, main
+from nest_jax import main, rundir
 from nest_jax.datasets import voc2012
 from tests import test_voc2012, tiny
 
@@ -77,7 +77,7 @@ def voc_arguments(pick="", **overrides):
         (QUICK, {"tasks__name": "15x1"}, ("tasks.name: '15x1'", "15-1")),
         (QUICK, {"tasks__name": "9-2"}, ("tasks.name: '9-2'", "7")),
         (QUICK, {"tasks__order": "1,2,2"}, ("tasks.order",)),
-        (QUICK, {"train__batch_size": 60}, ("task 1", "fewer than train.batch_size=60")),
+        (QUICK, {"train__batch_size": 60}, ("task 0 has 56 training images", "fewer than train.batch_size=60")),
         (QUICK, {"init_from": "nowhere"}, ("init_from='nowhere'", "no such directory", "--workdir")),
         (QUICK, {"init_from": "."}, ("init_from=.", "no completed task 0")),
         (QUICK, {"dtype": "float16"}, ("dtype='float16'", "float32, bfloat16")),
@@ -86,10 +86,10 @@ def voc_arguments(pick="", **overrides):
 def test_values(refused, tmp_path, pick, overrides, parts):
     error = refused([*tiny.arguments(pick, **overrides), f"--workdir={tmp_path / 'run'}"])
     assert all(part in error for part in parts), error
-    assert checkpoints.completed_tasks(tmp_path / "run") == []
+    assert rundir.completed_tasks(tmp_path / "run") == []
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "https://example.org/weights.pth", "imagenette"])
+@pytest.mark.parametrize("name", ["weights.pth", "imagenette"])
 def test_pretrained_weights_that_are_not_there(refused, tmp_path, name):
     test_voc2012.tree(tmp_path / "data")
     pick = f"{QUICK},backbone=resnet50,decoder=plain"
@@ -127,17 +127,10 @@ def test_files_of_a_data_set(refused, tmp_path, case):
 
 def test_a_task_without_an_image(refused, tmp_path):
     test_voc2012.tree(tmp_path / "data")
-    error = refused([*voc_arguments(dataset__root=tmp_path / "data"), "--workdir=run"])
+    order = (20, *range(1, 15), 16, 15, 17, 18, 19)  # 16 is in no mask
+    words = voc_arguments(dataset__root=tmp_path / "data", tasks__order=",".join(map(str, order)))
+    error = refused([*words, "--workdir=run"])
     assert "task 1" in error and "pottedplant" in error
-
-
-def test_values_that_were_refused_can_be_mended(tmp_path, capsys):
-    """A run that never began does not bind its workdir to the values that stopped it."""
-    words = [*tiny.arguments(QUICK, **ONE_TASK), f"--workdir={tmp_path / 'run'}"]
-    assert main.main([*words, "--config.train.batch_size=64"]) == 2
-    assert "fewer than train.batch_size=64" in capsys.readouterr().err
-    assert main.main([*words, "--config.train.batch_size=32"]) == 2
-    assert "fewer than train.batch_size=32" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------------- workdir
@@ -151,7 +144,7 @@ def test_a_file_in_the_place_of_the_workdir(refused, tmp_path):
 
 
 def test_a_workdir_that_another_run_is_using(refused, finished):
-    with checkpoints.lock(finished):
+    with rundir.lock(finished):
         error = refused([*tiny.arguments(QUICK, **ONE_TASK), f"--workdir={finished}"], keeps=finished)
     assert str(finished) in error and "another run is using it" in error and "--workdir" in error
 
@@ -162,21 +155,18 @@ def test_a_workdir_of_another_config(refused, finished):
     assert str(finished) in error and "train.learning_rate: (" in error and "seed: 42 there, 1 now" in error
 
 
-@pytest.fixture(params=["metadata.json", "digests.json", "arrays"])
+@pytest.fixture(params=["metadata.json", "arrays"])
 def flipped(request, finished):
     """A file of the finished task's checkpoint with one bit changed; mended afterwards."""
-    directory = checkpoints.task_directory(finished, 0)
-    files = [
-        path for path in directory.rglob("*") if path.is_file() and request.param in str(path.relative_to(directory))
-    ]
+    directory = Path(rundir.task_directory(finished, 0))
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    files = [path for path in files if request.param in path.relative_to(directory).parts]
     path = max(files, key=lambda path: path.stat().st_size)
     good = path.read_bytes()
-    bad = bytearray(good)
-    bad[len(bad) // 2] ^= 1
-    path.write_bytes(bytes(bad))
-    with contextlib.ExitStack() as stack:
-        stack.callback(path.write_bytes, good)
-        yield path
+    middle = len(good) // 2
+    path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+    yield path
+    path.write_bytes(good)
 
 
 def test_a_checkpoint_that_was_altered(refused, finished, flipped, tmp_path):
@@ -184,4 +174,3 @@ def test_a_checkpoint_that_was_altered(refused, finished, flipped, tmp_path):
     error = refused([*arguments, f"--workdir={finished}"], keeps=finished)
     assert str(flipped) in error
     assert str(flipped) in refused([*arguments, f"--config.init_from={finished}", f"--workdir={tmp_path / 'run'}"])
-    assert contents(finished)  # the bad file is still there to be looked at

@@ -1,10 +1,5 @@
 import errno
-import json
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +9,8 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from nest_jax import checkpoints
-from nest_jax.errors import InputError
+from nest_jax import checkpoints, digests, rundir
+from nest_jax.errors import CorruptCheckpoint, InputError
 
 
 def small_tree():
@@ -170,7 +165,7 @@ def test_a_flipped_byte_in_any_file_is_noticed(tmp_path):
                 damaged = bytearray(whole)
                 damaged[position] ^= flip
                 path.write_bytes(damaged)
-                with pytest.raises(checkpoints.CorruptCheckpoint) as caught:
+                with pytest.raises(CorruptCheckpoint) as caught:
                     checkpoints.restore(directory)
                 if path.name != "digests.json":
                     assert str(path) in str(caught.value), name
@@ -184,10 +179,10 @@ def test_missing_and_cut_off_files_are_noticed(tmp_path):
     for path in files(directory).values():
         whole = path.read_bytes()
         path.write_bytes(whole[:-1])
-        with pytest.raises(checkpoints.CorruptCheckpoint):
+        with pytest.raises(CorruptCheckpoint):
             checkpoints.restore(directory)
         path.unlink()
-        with pytest.raises(checkpoints.CorruptCheckpoint, match=path.name):
+        with pytest.raises(CorruptCheckpoint, match=path.name):
             checkpoints.restore(directory)
         path.write_bytes(whole)
 
@@ -201,7 +196,7 @@ def test_no_checkpoint_and_newer_format(tmp_path, monkeypatch):
     for read in (checkpoints.restore, checkpoints.metadata):
         with pytest.raises(InputError, match="format 2") as caught:
             read(tmp_path / "one")
-        assert not isinstance(caught.value, checkpoints.CorruptCheckpoint)
+        assert not isinstance(caught.value, CorruptCheckpoint)
 
 
 # Saving that does not end well
@@ -256,10 +251,10 @@ def test_killed_anywhere_in_a_save_leaves_the_old_or_the_new_checkpoint(tmp_path
 
 def test_killed_in_the_first_save_leaves_nothing_that_counts(tmp_path):
     for calls in range(3):
-        directory = checkpoints.task_directory(tmp_path, calls)
+        directory = rundir.task_directory(tmp_path, calls)
         assert save_and_die(directory, {"a": jnp.ones(3)}, {}, calls=calls)
         assert not checkpoints.exists(directory)
-    assert checkpoints.completed_tasks(tmp_path) == []
+    assert rundir.completed_tasks(tmp_path) == []
 
 
 def full_disk_of_the_system(*_):
@@ -270,13 +265,13 @@ def full_disk_of_orbax(*_):
     raise ValueError("RESOURCE_EXHAUSTED: Error writing \"a\": No space left on device [os_error_code='28']")
 
 
-@pytest.mark.parametrize("where", ["_write_arrays", "_digests"])
+@pytest.mark.parametrize("where", [(checkpoints, "_write_arrays"), (digests, "write")], ids=["arrays", "digests"])
 @pytest.mark.parametrize("failure", [full_disk_of_the_system, full_disk_of_orbax])
 def test_full_disk_is_one_plain_message(tmp_path, monkeypatch, where, failure):
     directory = tmp_path / "one"
     checkpoints.save(directory, {"a": jnp.zeros(3)}, {"number": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, where, failure)
+        patch.setattr(*where, failure)
         with pytest.raises(InputError, match="disk is full"):
             checkpoints.save(directory, {"a": jnp.ones(3)}, {"number": 2})
     assert os.listdir(tmp_path) == ["one"]
@@ -298,147 +293,3 @@ def test_unwritable_place_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(InputError, match="cannot be written"):
         checkpoints.save(tmp_path / "file" / "one", small_tree(), {})
-
-
-def test_write_text_keeps_the_old_file_when_the_disk_is_full(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    checkpoints.write_text(path, "old")
-    kind = type(epath.Path(path))
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, "replace", full_disk_of_the_system)
-        with pytest.raises(InputError, match="disk is full"):
-            checkpoints.write_text(path, "new")
-    assert path.read_text() == "old"
-
-
-# The checkpoints of a run
-
-
-def test_rolling_keeps_the_newest_and_finds_it(tmp_path):
-    assert checkpoints.latest_rolling(tmp_path, 1) is None
-    # The order is that of saving, not of iterations: a new phase starts again at 0.
-    for phase, iteration in (("statistics", 5), ("pre-tuning", 900), ("training", 10)):
-        checkpoints.save_rolling(tmp_path, 1, phase, iteration, {"a": jnp.int32(iteration)}, {"x": 1}, keep=2)
-    checkpoints.save_rolling(tmp_path, 2, "training", 1, {"a": jnp.int32(0)}, {})
-    newest = checkpoints.latest_rolling(tmp_path, 1)
-    assert newest is not None
-    tree, metadata = checkpoints.restore(newest)
-    assert tree["a"] == 10
-    assert metadata == {"x": 1, "task": 1, "phase": "training", "iteration": 10, "format_version": 1}
-    assert len(os.listdir(newest.parent)) == 2
-    checkpoints.drop_rolling(tmp_path, 1)
-    assert checkpoints.latest_rolling(tmp_path, 1) is None
-    assert checkpoints.latest_rolling(tmp_path, 2) is not None
-    checkpoints.drop_rolling(tmp_path, 1)  # nothing to drop is fine
-
-
-def test_a_corrupt_rolling_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
-    good, bad, half = (
-        checkpoints.save_rolling(tmp_path, 0, "training", i, {"a": jnp.arange(50.0)}, {}, keep=5) for i in (1, 2, 3)
-    )
-    data = next(path for path in sorted((bad / "arrays").glob("d/*")))
-    content = bytearray(data.read_bytes())
-    content[len(content) // 2] ^= 1
-    data.write_bytes(bytes(content))
-    (half / "digests.json").unlink()
-    (half.parent / f".tmp-{bad.name}").mkdir()  # what a kill leaves
-
-    assert checkpoints.latest_rolling(tmp_path, 0) == good
-    assert bad.name in caplog.text and half.name in caplog.text
-    assert {path.name for path in good.parent.iterdir() if path.name.endswith(".corrupt")} == {
-        f"{bad.name}.corrupt",
-        f"{half.name}.corrupt",
-    }
-    caplog.clear()
-    assert checkpoints.latest_rolling(tmp_path, 0) == good
-    assert not caplog.records
-    following = checkpoints.save_rolling(tmp_path, 0, "training", 2, {"a": jnp.zeros(1)}, {}, keep=1)
-    assert following.name.startswith("000004-")
-    assert checkpoints.latest_rolling(tmp_path, 0) == following
-
-
-def test_a_newer_rolling_checkpoint_is_not_put_aside(tmp_path, monkeypatch):
-    checkpoints.save_rolling(tmp_path, 0, "training", 1, small_tree(), {})
-    monkeypatch.setattr(checkpoints, "FORMAT_VERSION", 0)
-    with pytest.raises(InputError, match="newer nest_jax"):
-        checkpoints.latest_rolling(tmp_path, 0)
-    monkeypatch.undo()
-    assert checkpoints.latest_rolling(tmp_path, 0) is not None
-
-
-def test_completed_tasks(tmp_path):
-    assert checkpoints.completed_tasks(tmp_path) == []
-    for task in (0, 2, 10):
-        checkpoints.save(checkpoints.task_directory(tmp_path, task), {"a": jnp.ones(1)}, {})
-    checkpoints.save_rolling(tmp_path, 11, "training", 1, {"a": jnp.ones(1)}, {})
-    (checkpoints.task_directory(tmp_path, 2) / "digests.json").unlink()
-    stepped_aside = checkpoints.task_directory(tmp_path, 10)
-    stepped_aside.rename(stepped_aside.parent / f".old-{stepped_aside.name}")
-    assert checkpoints.completed_tasks(tmp_path) == [0, 10]
-    checkpoints.restore(stepped_aside)
-
-
-def test_keep_must_be_positive(tmp_path):
-    with pytest.raises(InputError, match="checkpoint.keep"):
-        checkpoints.save_rolling(tmp_path, 0, "training", 1, small_tree(), {}, keep=0)
-
-
-# The lock
-
-HOLDER = textwrap.dedent(
-    """
-    import sys, time
-    from nest_jax import checkpoints
-    with checkpoints.lock(sys.argv[1]):
-        print("held", flush=True)
-        sys.stdin.read()
-    """
-)
-
-
-def test_lock_names_its_holder_and_goes_with_it(tmp_path):
-    workdir = tmp_path / "run"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(workdir)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert holder.stdin and holder.stdout
-    with holder.stdin, holder.stdout:
-        try:
-            assert holder.stdout.readline() == "held\n"
-            with pytest.raises(InputError, match=rf"process {holder.pid} on host "), checkpoints.lock(workdir):
-                pass
-        finally:
-            holder.send_signal(signal.SIGKILL)
-            holder.wait()
-    assert str(holder.pid) in (workdir / ".lock").read_text()  # stale, and no obstacle
-    with checkpoints.lock(workdir):
-        assert str(os.getpid()) in (workdir / ".lock").read_text()
-
-
-def test_lock_can_be_taken_again_after_an_error(tmp_path):
-    with pytest.raises(RuntimeError), checkpoints.lock(tmp_path):
-        with pytest.raises(InputError, match=str(os.getpid())), checkpoints.lock(tmp_path):
-            pass
-        raise RuntimeError
-    with checkpoints.lock(tmp_path):
-        pass
-
-
-def test_remote_work_directories_are_not_locked():
-    assert checkpoints.is_remote("gs://bucket/run")
-    with checkpoints.lock("gs://bucket/run"):
-        pass
-
-
-# JSON
-
-
-def test_plain_json():
-    text = checkpoints.json_text({"a": (1, np.float32(0.5)), 2: [np.nan, np.inf], "b": {True}, "c": np.bool_(False)})
-    assert json.loads(text) == {"a": [1, 0.5], "2": [None, None], "b": [True], "c": False}
-    with pytest.raises(TypeError, match="object"):
-        checkpoints.json_text({"a": object()})

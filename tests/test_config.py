@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nest_jax import checkpoints, config, plugins, recipes, validation
+from nest_jax import config, plugins, recipes, rundir, validation
 from nest_jax.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -225,7 +225,7 @@ def test_a_locked_workdir_is_claimed(tmp_path):
     """A run takes the lock first, so that two runs cannot both find the workdir free; the lock's file is there by then."""
     workdir = tmp_path / "run"
     for seed in ("1", "1", "2"):  # new, continued, another config
-        with checkpoints.lock(workdir):
+        with rundir.lock(workdir):
             assert (workdir / ".lock").exists()
             if seed == "1":
                 config.claim(load("shapes", f"seed={seed}"), workdir)

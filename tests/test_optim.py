@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,7 +18,7 @@ def torch_sgd(w, gradients, lr, momentum, weight_decay, power):
     return w
 
 
-def apply(optimiser, params, gradients):
+def apply(optimiser, params, gradients) -> Any:
     opt_state = optimiser.init(params)
     for gradient in gradients:
         updates, opt_state = optimiser.update(gradient, opt_state, params)

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from nest_jax import checkpoints, results
+from nest_jax import checkpoints, results, rundir
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 # Kills its own process at the second batch after the first rolling checkpoint of a phase: that batch's work is lost.
 KILLED_RUN = """
 import os, signal, sys
-from nest_jax import checkpoints, main, sharding
-save, place, left = checkpoints.save_rolling, sharding.global_batch, []
+from nest_jax import main, rundir, sharding
+save, place, left = rundir.save_rolling, sharding.global_batch, []
 def save_rolling(workdir, task, phase, *rest, **options):
     path = save(workdir, task, phase, *rest, **options)
     if phase == sys.argv[1]:
@@ -32,7 +32,7 @@ def global_batch(*arguments):
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
     return place(*arguments)
-checkpoints.save_rolling, sharding.global_batch = save_rolling, global_batch
+rundir.save_rolling, sharding.global_batch = save_rolling, global_batch
 sys.exit(main.main(sys.argv[2:]))
 """
 
@@ -58,7 +58,7 @@ def whole(tmp_path_factory):
 
 
 def leaves(workdir, task):
-    tree, _ = checkpoints.restore(checkpoints.task_directory(workdir, task))
+    tree, _ = checkpoints.restore(rundir.task_directory(workdir, task))
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -73,7 +73,7 @@ def test_a_killed_run_ends_with_the_same_numbers(whole, tmp_path, phase):
     command = [*arguments, f"--workdir={tmp_path}"]
     assert launch(command, phase=phase) == -signal.SIGKILL
     task = 0 if phase == "training" else 1
-    newest = checkpoints.latest_rolling(tmp_path, task)
+    newest = rundir.latest_rolling(tmp_path, task)
     assert newest is not None
     saved = checkpoints.metadata(newest)
     assert (saved["phase"], saved["iteration"]) == (phase, 3)

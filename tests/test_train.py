@@ -9,7 +9,7 @@ from jax import monitoring
 from numpy.testing import assert_array_equal
 
 import nest_jax
-from nest_jax import checkpoints, nest, phases, plugins, results
+from nest_jax import checkpoints, nest, phases, plugins, results, rundir
 from nest_jax.errors import InputError, TrainingError
 from tests import tiny
 
@@ -25,7 +25,7 @@ def base(tmp_path_factory):
 
 
 def model(workdir, task):
-    return checkpoints.restore(checkpoints.task_directory(workdir, task))[0]["model"]
+    return checkpoints.restore(rundir.task_directory(workdir, task))[0]["model"]
 
 
 def log_lines(workdir):
@@ -55,7 +55,7 @@ def test_a_run_leaves_what_it_promises(base):
 def test_nest_pretunes_exactly_its_parameters(base):
     """n_new n_old (d + 1) + d + n_new + 1 of them, and they are kept before and after pre-tuning."""
     workdir, _ = base
-    details = checkpoints.restore(checkpoints.task_directory(workdir, 1))[0]["details"]
+    details = checkpoints.restore(rundir.task_directory(workdir, 1))[0]["details"]
     pretuned = details["pretuned"]
     assert sum(x.size for x in jax.tree.leaves(pretuned)) == nest.num_parameters(6, 2, 32)
     assert nest.num_parameters(20, 1, 256) == 5398  # the last task of VOC 15-1
@@ -68,7 +68,7 @@ def test_pretuning_leaves_the_weights_of_the_network_alone(base):
     """Running statistics move (batch norm in train mode, as published), weights do not."""
     workdir, _ = base
     old = model(workdir, 0)
-    start = checkpoints.restore(workdir / "checkpoints" / "start-01")[0]["model"]
+    start = checkpoints.restore(rundir.start_directory(workdir, 1))[0]["model"]
     for a, b in zip(jax.tree.leaves(old["network"]), jax.tree.leaves(start["network"]), strict=True):
         assert_array_equal(a, b)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), old["batch_stats"], start["batch_stats"])
@@ -99,7 +99,7 @@ def test_every_initialisation_starts_a_task(base, tmp_path, name):
     nest_jax.run(tiny.config(f"classifier_init={name}", init_from=base[0]), tmp_path)
     old = model(base[0], 0)
     assert_array_equal(model(tmp_path, 0)["classifier"]["kernel"], old["classifier"]["kernel"])
-    start = checkpoints.restore(tmp_path / "checkpoints" / "start-01")[0]["model"]
+    start = checkpoints.restore(rundir.start_directory(tmp_path, 1))[0]["model"]
     assert start["classifier"]["kernel"].shape == (32, 8)
     if name == "background":
         np.testing.assert_allclose(start["classifier"]["bias"][[0, 6, 7]], old["classifier"]["bias"][0] - np.log(3))
@@ -109,7 +109,7 @@ def test_every_initialisation_starts_a_task(base, tmp_path, name):
 
 def test_frozen_old_classifiers_stay_bit_equal(base, tmp_path):
     nest_jax.run(tiny.config(init_from=base[0], train__freeze_old_classifiers=True), tmp_path)
-    start = checkpoints.restore(tmp_path / "checkpoints" / "start-01")[0]["model"]
+    start = checkpoints.restore(rundir.start_directory(tmp_path, 1))[0]["model"]
     final = model(tmp_path, 1)
     assert_array_equal(final["classifier"]["kernel"][:, :6], start["classifier"]["kernel"][:, :6])
     assert np.any(final["classifier"]["kernel"][:, 6:] != start["classifier"]["kernel"][:, 6:])
@@ -145,7 +145,7 @@ def test_a_non_finite_loss_stops_with_every_term(base, tmp_path):
         TrainingError, match=r"(?s)task 1, training, step \d+.*unce=.*unkd=.*Last good checkpoint: .*task-00"
     ):
         nest_jax.run(tiny.config(init_from=base[0], train__learning_rate="0.01,1e30", train__epochs="1,4"), tmp_path)
-    assert checkpoints.completed_tasks(tmp_path) == [0]
+    assert rundir.completed_tasks(tmp_path) == [0]
 
 
 def test_full_images(base, tmp_path):
@@ -174,7 +174,17 @@ def test_nothing_compiles_after_the_first_step_of_a_phase(base, tmp_path, monkey
 
 def test_pretuning_in_eval_mode_leaves_the_network_untouched(base, tmp_path):
     nest_jax.run(tiny.config(init_from=base[0], classifier_init__batch_norm="eval"), tmp_path)
-    start = checkpoints.restore(tmp_path / "checkpoints" / "start-01")[0]["model"]
+    start = checkpoints.restore(rundir.start_directory(tmp_path, 1))[0]["model"]
     old = model(base[0], 0)
     for a, b in zip(jax.tree.leaves(old["batch_stats"]), jax.tree.leaves(start["batch_stats"]), strict=True):
         assert_array_equal(a, b)
+
+
+def test_a_refused_run_leaves_the_workdir_free(base, tmp_path):
+    """After a refusal the same workdir takes a mended config."""
+    with pytest.raises(InputError, match="train.batch_size=64"):
+        nest_jax.run(tiny.config(train__batch_size=64), tmp_path)
+    with pytest.raises(InputError, match="no completed task 0"):
+        nest_jax.run(tiny.config(init_from=tmp_path), tmp_path)
+    nest_jax.run(tiny.config(init_from=base[0]), tmp_path)
+    assert rundir.completed_tasks(tmp_path) == [0, 1]

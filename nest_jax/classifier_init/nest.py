@@ -17,11 +17,14 @@ def defaults(name: str) -> dict:
 
 def problems(settings) -> list[str]:
     """What is wrong with the section, in plain words."""
-    return [
+    found = [
         f"{name}: {settings[name]!r} is not one of {', '.join(choices)}"
         for name, choices in nest.CHOICES.items()
         if settings[name] not in choices
     ]
+    if settings["statistics_stride"] < 1:
+        found.append(f"statistics_stride: {settings['statistics_stride']}; it must be 1 or more")
+    return found
 
 
 def initialise(job: Job) -> Initialised:
