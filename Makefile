@@ -13,7 +13,7 @@ demo: install
 	$(PY) -m nest_jax.main --config=configs/shapes.py:method=mib,classifier_init=background --workdir=$(DEMO)/mib
 	$(PY) -m nest_jax.main --config=configs/shapes.py:method=mib,classifier_init=nest --workdir=$(DEMO)/mib_nest \
 	  --config.init_from=$(DEMO)/mib
-	$(PY) -m nest_jax.compare $(DEMO)/mib $(DEMO)/mib_nest
+	$(PY) -m nest_jax.compare $(DEMO)/mib $(DEMO)/mib_nest --out $(DEMO)
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev

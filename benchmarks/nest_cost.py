@@ -47,7 +47,8 @@ def measure(config, rounds: int) -> dict[str, list[float]]:
         steps[phase] = [compiled, sharding.replicate(carry, mesh), frozen, placed]
         return carry
 
-    with tempfile.TemporaryDirectory() as workdir, writers.Writer(workdir) as writer:
+    precision = jax.default_matmul_precision("highest" if config.dtype == "float32" else "default")
+    with precision, tempfile.TemporaryDirectory() as workdir, writers.Writer(workdir) as writer:
         data = task_data.Data(config, protocol, protocol, stand_in, stand_in)
         run = train.Run(config, workdir, mesh, writer, seg.build(config), data)
         phases.run = capture
@@ -69,7 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="config file, with classifier_init=nest")
     parser.add_argument("--images", help="training images per task, comma separated; default: of the data set")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a value of the config")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a value of the config"
+    )
     parser.add_argument("--batch", type=int, help="batch size that steps are counted with (default: the measured one)")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
@@ -98,12 +101,18 @@ def main() -> None:
     forward = seconds["statistics"]
     base_cost = base * (seconds["training"] - forward)
     nest = cost["statistics"] + cost["pretuning"]
-    print(f"{config.name}: batch {config.train.batch_size}, crop {config.train.crop_size}, {config.backbone.name}, {jax.devices()[0].device_kind}")
+    print(
+        f"{config.name}: batch {config.train.batch_size}, crop {config.train.crop_size}, {config.backbone.name}, {jax.devices()[0].device_kind}"
+    )
     for phase in steps:
         print(f"  {phase:12s} {seconds[phase]:8.3f} s/step x {steps[phase]:6d} steps = {cost[phase]:9.1f} s")
-    print(f"  {'base task':12s} {seconds['training'] - forward:8.3f} s/step x {base:6d} steps = {base_cost:9.1f} s   (training less one forward pass)")
+    print(
+        f"  {'base task':12s} {seconds['training'] - forward:8.3f} s/step x {base:6d} steps = {base_cost:9.1f} s   (training less one forward pass)"
+    )
     print(f"NeST / training of the later tasks: {100 * nest / cost['training']:.1f} %")
-    print(f"NeST / whole run:                   {100 * nest / (nest + cost['training'] + base_cost):.1f} %   (the paper: 2.7 % on VOC 15-1)")
+    print(
+        f"NeST / whole run:                   {100 * nest / (nest + cost['training'] + base_cost):.1f} %   (the paper: 2.7 % on VOC 15-1)"
+    )
 
 
 if __name__ == "__main__":

@@ -71,7 +71,9 @@ def main() -> None:
         if image:
             seconds["pixel by pixel"].append(between - clock)
             seconds["closed form"].append(end - between)
-    print(f"{options.old} old, {options.new} new classes, {options.channels} channels, {options.size}x{options.size} pixels,")
+    print(
+        f"{options.old} old, {options.new} new classes, {options.channels} channels, {options.size}x{options.size} pixels,"
+    )
     print(f"every one of a new class; {jax.devices()[0].device_kind}; median of {options.images} images")
     for name, values in seconds.items():
         print(f"  {name:15s} {statistics.median(values):9.4f} s/image   (from {min(values):.4f} to {max(values):.4f})")

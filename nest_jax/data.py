@@ -1,13 +1,16 @@
 """What each task sees: its images, its label tables, and one random stream per phase."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
-from nest_jax import loader, nest, plugins, tasks
+from nest_jax import loader, nest, plugins, storage, tasks
 from nest_jax.datasets import Dataset
 from nest_jax.errors import InputError
 from nest_jax.phases import PHASES
@@ -47,6 +50,32 @@ def load(config: Any, protocol: Protocol, reported: Protocol) -> Data:
             names = ", ".join(data.class_names(protocol.seen(task)[1:]))
             raise InputError(f"task {task}: no validation image shows one of its classes ({names})")
     return data
+
+
+def claim(data: Data, workdir: epath.PathLike) -> None:
+    """Notes in `workdir/data.json` which images a run is made of, or checks that they are the same ones.
+
+    The folders may move (`dataset.root` may differ when a run continues), the images may not.
+
+    Raises:
+        InputError: other images than those that the run began with.
+    """
+    path = epath.Path(workdir) / "data.json"
+    found = {}
+    for split, dataset in (("train", data.train), ("val", data.val)):
+        content = "\n".join(dataset.names).encode() + np.packbits(dataset.presence).tobytes()
+        found[split] = {"images": len(dataset), "sha256": hashlib.sha256(content).hexdigest()}
+    if not path.exists():
+        if jax.process_index() == 0:
+            storage.write_text(path, storage.json_text(found, indent=1))
+        return
+    began = json.loads(path.read_text())
+    for split in found:
+        if began[split] != found[split]:
+            raise InputError(
+                f"workdir {workdir}: its run began with {began[split]['images']} {split} images, here are {found[split]['images']}, "
+                "and not the same ones; give it the data set it began with, or another --workdir"
+            )
 
 
 def process() -> tuple[int, int]:

@@ -109,7 +109,7 @@ def _log(context: Context, phase: str, waiting: list) -> float | None:
         if not all(np.isfinite(value) for value in scalars.values()):
             terms = ", ".join(f"{name}={value}" for name, value in scalars.items())
             raise TrainingError(
-                f"task {context.task}, {phase}, step {done}: not finite: {terms}. {_last_good(context)}"
+                f"task {context.task}, {phase}, step {done}: not finite: {terms}. {_last_good(context, phase)}"
             )
     if not fetched or not fetched[0][1]:
         return None
@@ -121,14 +121,17 @@ def _log(context: Context, phase: str, waiting: list) -> float | None:
 def _check_state(context: Context, phase: str, done: int, carry: Any) -> None:
     if not bool(_all_finite(carry)):
         raise TrainingError(
-            f"task {context.task}, {phase}, step {done}: the losses are finite but the update is not. {_last_good(context)}"
+            f"task {context.task}, {phase}, step {done}: the losses are finite but the update is not. {_last_good(context, phase)}"
         )
 
 
-def _last_good(context: Context) -> str:
+def _last_good(context: Context, phase: str) -> str:
     kept = rundir.latest_rolling(context.workdir, context.task)
     if kept is None:
         tasks = rundir.completed_tasks(context.workdir)
         kept = rundir.task_directory(context.workdir, tasks[-1]) if tasks else None
-    hint = "a lower learning rate often helps: --config.train.learning_rate"
+    key = "classifier_init" if phase == "pretuning" else "train"
+    hint = f"a lower --config.{key}.learning_rate often helps, in another --workdir"
+    if context.task:
+        hint += f" that shares task 0: --config.init_from={context.workdir}"
     return f"Last good checkpoint: {kept or 'none yet'}; {hint}."

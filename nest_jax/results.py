@@ -10,6 +10,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -192,10 +193,11 @@ def device() -> dict[str, Any]:
     }
 
 
-def peak_memory_bytes() -> int | None:
-    """Most bytes in use so far on the fullest of this process's devices; None where the device does not tell (CPU)."""
+def peak_memory_bytes() -> int:
+    """Most bytes in use so far on the fullest of this process's devices; of this process itself where the device does not tell (CPU)."""
     peaks = [(one.memory_stats() or {}).get("peak_bytes_in_use") for one in jax.local_devices()]
-    return max((peak for peak in peaks if peak is not None), default=None)
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if known else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write(workdir: epath.PathLike, results: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from nest_jax import (
     checkpoints,
@@ -66,6 +67,7 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
     """
     validation.validate(config)
     config = configs.resolve(config)
+    workdir = epath.Path(workdir).expanduser()
     precision = "highest" if config.dtype == "float32" else "default"  # float32 means float32 on accelerators too
     with rundir.lock(workdir), jax.default_matmul_precision(precision), contextlib.ExitStack() as stack:
         configs.claim(config, workdir, write=False)  # refused if another config's
@@ -76,9 +78,10 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         data = task_data.load(config, learnt, reported)
         writers.say(tasks.describe(learnt, presence=data.train.presence))
         shared = Run(config, workdir, sharding.mesh(), writer, seg.build(config), data)
-        model = {} if rundir.completed_tasks(workdir) else base_model(shared)
+        model = {} if continues(workdir) else base_model(shared)
         # Data, weights and an earlier run's base model are there: from now on the workdir is this config's.
         configs.claim(config, workdir, write=jax.process_index() == 0)
+        task_data.claim(data, workdir)
         outcome = results.new(config.name, config, len(reported.seen(0)))
         for task in range(len(learnt)):
             model, report = run_task(shared, task, model)
@@ -87,6 +90,21 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
             writers.say(f"\n{results.table(outcome)}")
         pictures.sheet(workdir)
         return results.read(workdir)
+
+
+def continues(workdir: Any) -> bool:
+    """Whether task 0 is complete.
+
+    Raises:
+        InputError: a later task is complete and an earlier one is not, from which it was learnt.
+    """
+    complete = rundir.completed_tasks(workdir)
+    if missing := set(range(len(complete))) - set(complete):
+        raise InputError(
+            f"workdir {workdir}: task {max(complete)} is complete but task {min(missing)}, from which it was learnt, is missing; "
+            "put its checkpoint back, or start again in another --workdir"
+        )
+    return bool(complete)
 
 
 def run_task(run: Run, task: int, previous: Model) -> tuple[Model, dict[str, Any]]:
@@ -144,7 +162,7 @@ def base_model(run: Run) -> Model:
 
 def earlier_base(run: Run) -> Model:
     """The model after task 0 of the run `config.init_from`, which must have learnt the same classes with the same network."""
-    directory = rundir.task_directory(run.config.init_from, 0)
+    directory = rundir.task_directory(epath.Path(run.config.init_from).expanduser(), 0)
     if not checkpoints.exists(directory):
         raise InputError(f"init_from={run.config.init_from}: no completed task 0 there ({directory})")
     wanted = run.data.class_names(run.data.protocol.seen(0))
@@ -169,6 +187,9 @@ def prepared_model(run: Run, context: phases.Context, previous: Model) -> tuple[
         context.seconds.update(saved["seconds"])
         context.steps.update(saved["steps"])
         return tree["model"], tree.get("details", {})
+    newest = rundir.latest_rolling(run.workdir, task)
+    if newest and checkpoints.metadata(newest)["phase"] == "training":
+        rundir.drop_rolling(run.workdir, task)  # it continues from a start that is gone: this one may be another
     plugin = plugins.load("classifier_init", run.config.classifier_init.name)
     job = Job(
         settings=run.config.classifier_init,
@@ -220,8 +241,7 @@ def train_task(run: Run, context: phases.Context, start: Model, teacher: Model |
         "key": jax.random.key_data(task_key(run, task)),
     }
     batches = partial(task_data.augmented, data, task, "training", stop=steps)
-    first = state.create(start, optimiser)
-    final = phases.run(context, "training", train_step, first, frozen, batches, steps)
+    final = phases.run(context, "training", train_step, state.create(start, optimiser), frozen, batches, steps)
     return {**final.params, "batch_stats": final.batch_stats}
 
 

@@ -47,6 +47,12 @@ RULES: dict[str, Rule] = {
     "block_rows": NATURAL,
     "distillation": FINITE,
     "channels": POSITIVE,
+    "output_stride": POSITIVE,
+    "dilations": POSITIVE,
+    "widths": POSITIVE,
+    "dataset.size": POSITIVE,
+    "train_images": POSITIVE,
+    "val_images": POSITIVE,
 }
 FALLBACK = {
     "dataset": "shapes",
@@ -175,7 +181,7 @@ def _together(config: Config) -> list[str]:
     if not config.evaluate.full_images and config.evaluate.batch_size >= 1 and config.evaluate.batch_size % devices:
         problems.append(f"evaluate.batch_size={config.evaluate.batch_size}: not divisible by the {devices} devices")
     stride = plugins.load("backbones", config.backbone.name).output_stride(config.backbone)
-    if train.crop_size % stride:
+    if stride > 0 and train.crop_size % stride:
         low = train.crop_size // stride * stride
         problems.append(
             f"train.crop_size={train.crop_size}: not divisible by the output stride {stride} of {config.backbone.name}; "

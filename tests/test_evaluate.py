@@ -43,7 +43,9 @@ def test_evaluation_equals_counting_by_hand(setting, tmp_path, rows):
         image, mask = (np.asarray(x) for x in data.val.read(index))
         if not np.isin(mask, seen[1:]).any():
             continue  # not on this task's test list
-        features, _ = seg.apply(segmenter, model["network"], model["batch_stats"], jnp.asarray(image)[None], train=False)
+        features, _ = seg.apply(
+            segmenter, model["network"], model["batch_stats"], jnp.asarray(image)[None], train=False
+        )
         logits = upsample.bilinear(seg.logits(features.pre_logits, model["classifier"]), (32, 32))
         guess = np.asarray(jnp.argmax(logits, -1))[0]
         for y, p in zip(mask.ravel(), guess.ravel(), strict=True):

@@ -23,7 +23,7 @@ from nest_jax import main, rundir, sharding
 save, place, left = rundir.save_rolling, sharding.global_batch, []
 def save_rolling(workdir, task, phase, *rest, **options):
     path = save(workdir, task, phase, *rest, **options)
-    if phase == sys.argv[1]:
+    if f"{phase} {task}" == sys.argv[1]:
         left.append(2)
     return path
 def global_batch(*arguments):
@@ -67,20 +67,19 @@ def log_without_times(workdir):
     return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 
 
-@pytest.mark.parametrize("phase", ["statistics", "pretuning", "training"])
-def test_a_killed_run_ends_with_the_same_numbers(whole, tmp_path, phase):
+@pytest.mark.parametrize(("phase", "task"), [("training", 0), ("statistics", 1), ("pretuning", 1), ("training", 1)])
+def test_a_killed_run_ends_with_the_same_numbers(whole, tmp_path, phase, task):
     reference, arguments = whole
     command = [*arguments, f"--workdir={tmp_path}"]
-    assert launch(command, phase=phase) == -signal.SIGKILL
-    task = 0 if phase == "training" else 1
+    assert launch(command, phase=f"{phase} {task}") == -signal.SIGKILL
     newest = rundir.latest_rolling(tmp_path, task)
     assert newest is not None
     saved = checkpoints.metadata(newest)
     assert (saved["phase"], saved["iteration"]) == (phase, 3)
     assert launch(command) == 0
 
-    for task in (0, 1):
-        expected, found = leaves(reference, task), leaves(tmp_path, task)
+    for completed in (0, 1):
+        expected, found = leaves(reference, completed), leaves(tmp_path, completed)
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             assert_array_equal(found[name], value, err_msg=name)

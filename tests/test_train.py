@@ -1,6 +1,7 @@
 """Every plug-in through `train.run`, and what a run promises."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -126,6 +127,35 @@ def test_a_complete_run_is_not_trained_again(base):
 def test_another_config_is_refused(base):
     with pytest.raises(InputError, match=r"train.learning_rate"):
         nest_jax.run(tiny.config(train__learning_rate="0.5,0.5"), base[0])
+
+
+def test_other_images_are_refused(base, tmp_path):
+    shutil.copytree(base[0], tmp_path / "run")
+    began = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert began["train"]["images"] == 64
+    (tmp_path / "run" / "data.json").write_text(json.dumps({**began, "val": {"images": 23, "sha256": "0"}}))
+    with pytest.raises(InputError, match="began with 23 val images, here are 24"):
+        nest_jax.run(tiny.config(), tmp_path / "run")
+
+
+def test_a_missing_earlier_task_is_refused(base, tmp_path):
+    shutil.copytree(base[0], tmp_path / "run")
+    shutil.rmtree(rundir.task_directory(tmp_path / "run", 0))
+    with pytest.raises(InputError, match="task 1 is complete but task 0, from which it was learnt, is missing"):
+        nest_jax.run(tiny.config(), tmp_path / "run")
+
+
+def test_bfloat16_keeps_parameters_and_statistics_in_float32(base, tmp_path):
+    """And learns: the base model's loss falls as it does in float32."""
+    nest_jax.run(tiny.config(dtype="bfloat16", train__epochs="3,1"), tmp_path)
+    tree = checkpoints.restore(rundir.task_directory(tmp_path, 1))[0]
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree["model"])} == {"float32"}
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
+    losses = [line["loss"] for line in log_lines(tmp_path) if line["task"] == 0]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    # Close to float32 at the first step, where nothing but the precision differs, and not equal to it.
+    first = next(line["loss"] for line in log_lines(base[0]) if line["phase"] == "training")
+    assert 0 < abs(losses[0] - first) < 0.02 * first
 
 
 def test_init_from_must_fit(base, tmp_path):

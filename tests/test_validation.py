@@ -62,11 +62,12 @@ def test_all_values_that_are_wrong_come_in_one_message(tmp_path):
         "classifier_init.bias_rescale: 'l2' is not one of",
         "dataset.root=",
         "init_from=",
-        "loss.block_rows=1000",
+        "loss.block_rows=1000: does not divide train.crop_size=510",
+        "classifier_init.statistics_stride=4: does not divide train.crop_size=510",
         "checkpoint.keep=0",
     ):
         assert key in text, key
-    assert text.startswith("config voc_15_1: 12 problems\n")
+    assert text.startswith("config voc_15_1: 13 problems\n")
 
 
 def test_folders_of_a_dataset(tmp_path):
