@@ -101,6 +101,7 @@ def base(
                 "freeze_old_classifiers": False,
                 "workers": 0,  # 0 = threads; more = processes. The batches are the same.
             },
+            # full_images: whole images, one at a time, in place of centre crops; compiled once for every size that occurs.
             "evaluate": {"batch_size": 24, "full_images": False, "pictures": 8},
             "checkpoint": {"every_seconds": 600, "every_steps": 0, "keep": 2},
             "log": {"every_steps": 10, "tensorboard": False, "progress": True},
