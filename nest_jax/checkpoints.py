@@ -23,7 +23,7 @@ from etils import epath
 
 from nest_jax import digests, trees
 from nest_jax.errors import CorruptCheckpoint, InputError
-from nest_jax.storage import json_text, on_first_process, plain_disk_errors
+from nest_jax.storage import json_text, located, on_first_process, plain_disk_errors
 
 FORMAT_VERSION = 1
 ARRAYS, METADATA = "arrays", "metadata.json"
@@ -45,7 +45,7 @@ def save(directory: epath.PathLike, tree: Any, metadata: Mapping[str, Any]) -> N
     Raises:
         InputError: the disk is full or the directory cannot be written; the previous checkpoint is intact.
     """
-    directory = epath.Path(directory)
+    directory = located(directory)
     temporary = directory.parent / f".tmp-{directory.name}"
     leaves = {path: trees.to_host(path, leaf) for path, leaf in trees.flatten(tree)[0].items()}
     described = {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves.items()}
@@ -91,7 +91,7 @@ def restore(directory: epath.PathLike, target: Any = None) -> tuple[Any, dict[st
         CorruptCheckpoint: a file is missing, cut off or altered; the message names it.
         InputError: no checkpoint here, one of a newer format, or not the target's leaves: all differences, by path.
     """
-    directory = epath.Path(directory)
+    directory = located(directory)
     on_first_process(lambda: verify(directory))
     document = _read_document(directory)
     described = document["leaves"]
@@ -124,7 +124,7 @@ def shapes(directory: epath.PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def exists(directory: epath.PathLike) -> bool:
     """Whether a complete checkpoint is here (its bytes are checked by `verify` and `restore`)."""
-    directory = epath.Path(directory)
+    directory = located(directory)
     return digests.present(directory) or digests.present(_aside(directory))
 
 
@@ -135,7 +135,7 @@ def verify(directory: epath.PathLike) -> None:
         CorruptCheckpoint: a file is missing, cut off or altered; the message names it.
         InputError: no checkpoint here.
     """
-    directory = epath.Path(directory)
+    directory = located(directory)
     _heal(directory)
     digests.check(directory, METADATA)
 
@@ -144,7 +144,7 @@ def verify(directory: epath.PathLike) -> None:
 
 
 def _checked_document(directory: epath.PathLike) -> dict[str, Any]:
-    directory = epath.Path(directory)
+    directory = located(directory)
     _heal(directory)
     digests.check(directory, METADATA, others=False)
     return _read_document(directory)

@@ -57,6 +57,12 @@ def write_text(path: epath.PathLike, text: str) -> None:
         temporary.replace(path)
 
 
+def located(path: epath.PathLike) -> epath.Path:
+    """`path` with `~` expanded and, on a local file system, absolute: Orbax takes no relative paths."""
+    path = epath.Path(path).expanduser()
+    return path if is_remote(path) else path.resolve()
+
+
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path names an object store (gs://..., s3://...) and not a local file system."""
     return "://" in os.fspath(path)

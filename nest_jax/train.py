@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 
 from nest_jax import (
     checkpoints,
@@ -24,6 +23,7 @@ from nest_jax import (
     sharding,
     state,
     step,
+    storage,
     tasks,
     validation,
     writers,
@@ -67,7 +67,7 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
     """
     validation.validate(config)
     config = configs.resolve(config)
-    workdir = epath.Path(workdir).expanduser()
+    workdir = storage.located(workdir)
     precision = "highest" if config.dtype == "float32" else "default"  # float32 means float32 on accelerators too
     with rundir.lock(workdir), jax.default_matmul_precision(precision), contextlib.ExitStack() as stack:
         configs.claim(config, workdir, write=False)  # refused if another config's
@@ -162,7 +162,7 @@ def base_model(run: Run) -> Model:
 
 def earlier_base(run: Run) -> Model:
     """The model after task 0 of the run `config.init_from`, which must have learnt the same classes with the same network."""
-    directory = rundir.task_directory(epath.Path(run.config.init_from).expanduser(), 0)
+    directory = rundir.task_directory(storage.located(run.config.init_from), 0)
     if not checkpoints.exists(directory):
         raise InputError(f"init_from={run.config.init_from}: no completed task 0 there ({directory})")
     wanted = run.data.class_names(run.data.protocol.seen(0))

@@ -293,3 +293,12 @@ def test_unwritable_place_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(InputError, match="cannot be written"):
         checkpoints.save(tmp_path / "file" / "one", small_tree(), {})
+
+
+def test_relative_and_home_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for path, place in (("run/task", "run/task"), ("~/task", "home/task")):
+        checkpoints.save(path, {"a": np.arange(3)}, {})
+        assert (tmp_path / place / "metadata.json").exists()
+        np.testing.assert_array_equal(checkpoints.restore(path)[0]["a"], np.arange(3))

@@ -1,6 +1,7 @@
 """Every plug-in through `train.run`, and what a run promises."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -96,8 +97,9 @@ def test_every_method_learns(base, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [name for name in INITIALISATIONS if name != "nest"])
-def test_every_initialisation_starts_a_task(base, tmp_path, name):
-    nest_jax.run(tiny.config(f"classifier_init={name}", init_from=base[0]), tmp_path)
+def test_every_initialisation_starts_a_task(base, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)  # relative paths, as a command line has them
+    nest_jax.run(tiny.config(f"classifier_init={name}", init_from=os.path.relpath(base[0])), tmp_path.name)
     old = model(base[0], 0)
     assert_array_equal(model(tmp_path, 0)["classifier"]["kernel"], old["classifier"]["kernel"])
     start = checkpoints.restore(rundir.start_directory(tmp_path, 1))[0]["model"]
