@@ -20,7 +20,7 @@ import numpy as np
 
 from nest_jax import config as configs
 from nest_jax import data as task_data
-from nest_jax import loader, phases, sharding, train, writers
+from nest_jax import loader, memory, phases, sharding, train, writers
 from nest_jax import segmenter as seg
 from nest_jax.datasets import Dataset
 
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="batch size that steps are counted with (default: the measured one)")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    memory.keep_freed()  # as the trainer does
     config = configs.load(options.config)
     configs.override(config, [("backbone.pretrained", "none"), ("evaluate.pictures", "0")])
     configs.override(config, [tuple(item.split("=", 1)) for item in options.set])
