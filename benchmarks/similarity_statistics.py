@@ -7,7 +7,7 @@ The pixel-by-pixel form is the paper's: for every pixel u of a new class the pro
 then the mean; NumPy, vectorised over chunks of pixels so that it fits into memory. The closed form is `nest_jax.nest.add_statistics`, jitted. Both
 start from the features, and both resample them to 1/4 of the image. Prints seconds per image (median) and their ratio, side by side.
 
-Floor of the closed form: 2 · pixels · old · 2 channels · new multiply-adds, twice that in FLOPs (49 GFLOP an image by default).
+Floor of the closed form: 2 · pixels · old · 2 channels · new FLOPs (12 GFLOP an image by default).
 """
 
 import argparse
