@@ -88,8 +88,9 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
             outcome["tasks"].append(report)
             results.write(workdir, outcome)
             writers.say(f"\n{results.table(outcome)}")
-        pictures.sheet(workdir)
-        return results.read(workdir)
+        sheet = pictures.sheet(workdir)
+        writers.say(f"results: {workdir}/results.json, results.csv" + (f"; pictures: {sheet}" if sheet else ""))
+        return outcome if jax.process_index() else results.read(workdir)
 
 
 def continues(workdir: Any) -> bool:
