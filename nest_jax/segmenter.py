@@ -59,9 +59,8 @@ def build(config: Any) -> Segmenter:
 
 def init(segmenter: Segmenter, key: Array, size: int) -> tuple[dict, dict]:
     """Random (params, batch_stats) for images of `size` x `size`; float32 whatever the compute dtype."""
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     # Under jit the forward pass that Linen runs to find the shapes is dead code and is dropped.
-    start = jax.jit(lambda key: segmenter.network.init(key, jnp.zeros(images.shape), train=False))
+    start = jax.jit(lambda key: segmenter.network.init(key, jnp.zeros((1, size, size, 3)), train=False))
     variables = start(key)
     return variables["params"], variables["batch_stats"]
 
