@@ -55,3 +55,25 @@ def distillation(logits: Float[Array, "*p c"], old_logits: Float[Array, "*p old"
     """Knowledge distillation over the old classes alone (LwF, ILT): cross entropy of the two softmaxes, mean over old classes."""
     student = jax.nn.log_softmax(logits[..., : old_logits.shape[-1]])
     return -jnp.mean(jax.nn.softmax(old_logits) * student, axis=-1)
+
+
+def _binary_cross_entropies(logits, targets):
+    """-t log σ(z) - (1 - t) log(1 - σ(z)), summed over classes; stable for large logits."""
+    return jnp.sum(jnp.maximum(logits, 0.0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits))), axis=-1)
+
+
+def binary_cross_entropy(logits: Float[Array, "*p c"], labels: Int[Array, "*p"]) -> Float[Array, "*p"]:
+    """Sigmoid cross entropy against one-hot labels, summed over classes; 0 at ignored pixels (LwF-MC's classification part)."""
+    values = _binary_cross_entropies(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+    return jnp.where(labels == IGNORE, 0.0, values)
+
+
+def binary_cross_entropy_with_teacher(
+    logits: Float[Array, "*p c"], old_logits: Float[Array, "*p old"], labels: Int[Array, "*p"]
+) -> Float[Array, "*p"]:
+    """iCaRL's loss: the old classes' targets are the old model's sigmoids, the new classes' are one-hot labels; summed over classes.
+
+    Ignored pixels count, as in the published code: there every new class has target 0.
+    """
+    new = jax.nn.one_hot(labels, logits.shape[-1])[..., old_logits.shape[-1] :]
+    return _binary_cross_entropies(logits, jnp.concatenate([jax.nn.sigmoid(old_logits), new], axis=-1))

@@ -31,6 +31,14 @@ def test_golden_values(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_golden_binary_cross_entropies(case):
+    _, logits, old_logits, labels = load(case)
+    assert_allclose(losses.binary_cross_entropy(logits, labels), GOLDEN[f"{case}_bce"], rtol=1e-5, atol=1e-5)
+    icarl = losses.binary_cross_entropy_with_teacher(logits, old_logits, labels)
+    assert_allclose(icarl, GOLDEN[f"{case}_icarl_disjoint"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_golden_gradients_of_the_mean(case):
     old, logits, old_logits, labels = load(case)
     unce = jax.grad(lambda z: jnp.mean(losses.unbiased_cross_entropy(z, labels, num_old=old)))(logits)
@@ -67,6 +75,8 @@ def test_losses_survive_huge_logits():
         losses.cross_entropy(logits, jnp.array([1])),
         losses.unbiased_cross_entropy(logits, jnp.array([2]), num_old=2),
         losses.unbiased_distillation(logits, jnp.array([[0.0, 1e4]])),
+        losses.binary_cross_entropy(logits, jnp.array([1])),
+        losses.binary_cross_entropy_with_teacher(logits, jnp.array([[0.0, 1e4]]), jnp.array([2])),
     ):
         assert np.all(np.isfinite(value))
 
