@@ -3,7 +3,7 @@
 Command:  python -m nest_jax.main --config=configs/ade_100_5.py --config.dataset.root=/data/ADEChallengeData2016
           This version has no loader for ADE20K: the config loads and validates (--validate_only), training it stops with a plain message.
 Machine:  (estimate) one accelerator with 40 GB, or several.
-Time:     not measured. Estimate: 87 k steps of 24 images of 512 x 512; at 100 images/s about 6 hours.
+Time:     not measured. Estimate: 88 k steps of 24 images of 512 x 512; at 100 images/s about 6 hours.
 Paper:    mIoU old / new / all: MiB 35.8 / 6.0 / 25.9, MiB+NeST 39.9 / 18.0 / 32.7.
 """
 

@@ -1,6 +1,6 @@
 """Convolutions as functions, each in the form that its processor is fast at.
 
-XLA's CPU gradients of grouped and dilated convolutions are an order of magnitude slower than the same sums written out: matrix products
+XLA's CPU gradients of grouped and dilated convolutions are far slower than the same sums written out: matrix products
 for dense kernels, shifted multiply-adds for depthwise ones. Accelerators get the ordinary form. Both take the same kernels.
 """
 

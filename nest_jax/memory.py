@@ -13,8 +13,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 def keep_freed() -> bool:
     """Have the C library keep freed memory instead of giving it back to the system; whether it agreed.
 
-    XLA on a CPU frees and takes hundreds of megabytes at every step, and the system clears each page anew: a sixth of the time of a step of
-    EfficientNet-Lite0. Call it before JAX starts its threads. Only glibc has the switch; elsewhere, and where an accelerator's plug-in
+    XLA on a CPU frees and takes hundreds of megabytes at every step, and the system clears each page anew, which shows in the time of
+    a step of EfficientNet-Lite0. Call it before JAX starts its threads. Only glibc has the switch; elsewhere, and where an accelerator's plug-in
     for JAX is installed, nothing happens.
     """
     accelerator = importlib.util.find_spec("libtpu") or importlib.metadata.entry_points(group="jax_plugins")
