@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from nest_jax import (
+    base,
     checkpoints,
-    classifier,
     evaluate,
     optim,
     phases,
@@ -78,7 +78,7 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         data = task_data.load(config, learnt, reported)
         writers.say(tasks.describe(learnt, presence=data.train.presence))
         shared = Run(config, workdir, sharding.mesh(), writer, seg.build(config), data)
-        model = {} if continues(workdir) else base_model(shared)
+        model = {} if continues(workdir) else base.model(config, shared.segmenter, data, task_key(shared, 0))
         # Data, weights and an earlier run's base model are there: from now on the workdir is this config's.
         configs.claim(config, workdir, write=jax.process_index() == 0)
         task_data.claim(data, workdir)
@@ -148,35 +148,6 @@ def run_task(run: Run, task: int, previous: Model) -> tuple[Model, dict[str, Any
     checkpoints.save(directory, {"model": model, "details": details}, {**metadata, "report": report})
     rundir.drop_rolling(run.workdir, task)
     return model, report
-
-
-def base_model(run: Run) -> Model:
-    """What task 0 starts from: the pretrained backbone, a random decoder and classifier; or an earlier run's model after task 0."""
-    if run.config.init_from:
-        return earlier_base(run)
-    network_key, classifier_key = jax.random.split(task_key(run, 0))
-    network, batch_stats = seg.init(run.segmenter, network_key, run.config.train.crop_size)
-    network, batch_stats = seg.load_pretrained(run.config, network, batch_stats)
-    base = classifier.random(classifier_key, run.segmenter.channels, len(run.data.protocol.seen(0)))
-    return {"network": network, "classifier": base, "batch_stats": batch_stats}
-
-
-def earlier_base(run: Run) -> Model:
-    """The model after task 0 of the run `config.init_from`, which must have learnt the same classes with the same network."""
-    directory = rundir.task_directory(storage.located(run.config.init_from), 0)
-    if not checkpoints.exists(directory):
-        raise InputError(f"init_from={run.config.init_from}: no completed task 0 there ({directory})")
-    wanted = run.data.class_names(run.data.protocol.seen(0))
-    found = checkpoints.metadata(directory)["classes"]
-    if found != wanted:
-        raise InputError(
-            f"init_from={run.config.init_from}: its task 0 learnt {', '.join(found)}; here it is {', '.join(wanted)}"
-        )
-    key = jax.random.key(0)
-    network, batch_stats = jax.eval_shape(lambda: seg.init(run.segmenter, key, run.config.train.crop_size))
-    base = jax.eval_shape(lambda: classifier.random(key, run.segmenter.channels, len(wanted)))
-    target = {"model": {"network": network, "classifier": base, "batch_stats": batch_stats}}
-    return checkpoints.restore(directory, target)[0]["model"]
 
 
 def prepared_model(run: Run, context: phases.Context, previous: Model) -> tuple[Model, dict[str, Any]]:
