@@ -1,23 +1,26 @@
-"""What task 0 starts from: a pretrained backbone, or the model of an earlier run."""
+"""What task 0 starts from: a pretrained backbone, or a model that exists: taken over as task 0, or extended."""
 
 from typing import Any
 
 import jax
 
-from nest_jax import checkpoints, classifier, rundir, storage
+from nest_jax import checkpoints, classifier, extension, rundir, storage, weights
 from nest_jax import segmenter as seg
 from nest_jax.data import Data
 from nest_jax.errors import InputError
 
 
 def model(config: Any, segmenter: seg.Segmenter, data: Data, key: jax.Array) -> dict[str, Any]:
-    """{"network", "classifier", "batch_stats"}: the pretrained backbone with a random decoder and classifier; or an earlier run's task 0.
+    """{"network", "classifier", "batch_stats"}: what `init_from` or `extend_from` names; else the pretrained backbone with a random
+    decoder and classifier.
 
     Raises:
-        InputError: weights or the earlier run are not there or do not fit.
+        InputError: weights, checkpoint or earlier run are not there or do not fit.
     """
+    if config.extend_from:
+        return extended(config, segmenter, data)
     if config.init_from:
-        return earlier_run(config, segmenter, data)
+        return taken_over(config, segmenter, data)
     network_key, classifier_key = jax.random.split(key)
     network, batch_stats = seg.init(segmenter, network_key, config.train.crop_size)
     network, batch_stats = seg.load_pretrained(config, network, batch_stats)
@@ -25,18 +28,33 @@ def model(config: Any, segmenter: seg.Segmenter, data: Data, key: jax.Array) -> 
     return {"network": network, "classifier": base, "batch_stats": batch_stats}
 
 
-def earlier_run(config: Any, segmenter: seg.Segmenter, data: Data) -> dict[str, Any]:
-    """The model after task 0 of the run `config.init_from`, which must have learnt the same classes with the same network."""
-    directory = rundir.task_directory(storage.located(config.init_from), 0)
+def extended(config: Any, segmenter: seg.Segmenter, data: Data) -> dict[str, Any]:
+    """The model of the checkpoint `config.extend_from`, whose classes are those of task 0 (`extension.protocol`)."""
+    directory = extension.checkpoint(config.extend_from)
+    return checkpoints.restore(directory, {"model": abstract(config, segmenter, len(data.protocol.seen(0)))})[0][
+        "model"
+    ]
+
+
+def taken_over(config: Any, segmenter: seg.Segmenter, data: Data) -> dict[str, Any]:
+    """The model after task 0 of the run `config.init_from`, or of a PyTorch checkpoint file; same classes, same network.
+
+    A published file has no names of classes: only their number is checked.
+    """
+    source = storage.located(config.init_from)
+    wanted = data.class_names(data.protocol.seen(0))
+    target = abstract(config, segmenter, len(wanted))
+    if source.is_file():
+        return weights.task_checkpoint(str(source), config, target)
+    directory = rundir.task_directory(source, 0)
     if not checkpoints.exists(directory):
         raise InputError(f"init_from={config.init_from}: no completed task 0 there ({directory})")
-    wanted = data.class_names(data.protocol.seen(0))
     found = checkpoints.metadata(directory)["classes"]
     if found != wanted:
         raise InputError(
             f"init_from={config.init_from}: its task 0 learnt {', '.join(found)}; here it is {', '.join(wanted)}"
         )
-    return checkpoints.restore(directory, {"model": abstract(config, segmenter, len(wanted))})[0]["model"]
+    return checkpoints.restore(directory, {"model": target})[0]["model"]
 
 
 def abstract(config: Any, segmenter: seg.Segmenter, classes: int) -> dict[str, Any]:

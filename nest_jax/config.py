@@ -6,6 +6,7 @@ workdir its own. The schema is `nest_jax.recipes.base`; `nest_jax.validation` ch
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 import importlib.util
@@ -14,6 +15,7 @@ import os
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 FILE = "config.json"  # in the workdir
+OWN_TASKS = "dataset"  # the value of tasks.name that means the data set's own tasks
 Config = Any  # ConfigDict or FrozenConfigDict; their attributes are known when it runs, not to a type checker
 
 # A run may be continued with other values of these: they change where data lie, what is kept and what is shown, not what is computed.
@@ -36,6 +39,7 @@ HARMLESS = (
     "evaluate.pictures",
     "evaluate.batch_size",
     "dataset.root",
+    "dataset.file",
     "dataset.data_dir",
 )
 
@@ -112,16 +116,23 @@ def _split(spec: str) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------------------------- overrides
 
 
-def override(config: ConfigDict, values: Iterable[tuple[str, str]]) -> None:
+def override(config: ConfigDict, values: Iterable[tuple[str, str]], *, spec: str = "") -> None:
     """Sets `("train.epochs", "6,6")` and the like in place; text becomes the type of the value that stands there.
+
+    `extend_from` goes first: it brings the network of the model that it names. `spec` is what `load` was given; a network that
+    its ARG picks must then be that one.
 
     Raises:
         InputError: unknown keys and values of another type, all in one message.
     """
     problems = []
-    for key, text in values:
+    for key, text in sorted(values, key=lambda pair: pair[0] != "extend_from"):
         try:
             _override(config, key, text)
+            if key == "extend_from" and text:
+                from nest_jax import extension
+
+                extension.take_network(config, _split(spec)[1])
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -203,22 +214,61 @@ def flatten(config: Config | Mapping[str, Any], prefix: str = "") -> dict[str, A
 
 
 def resolve(config: Config) -> Config:
-    """A frozen copy in which nothing is left to the machine: dtype "auto" becomes bfloat16 on accelerators and float32 on CPU."""
+    """A frozen copy in which nothing is left to the machine and the moment.
+
+    dtype "auto" becomes bfloat16 on accelerators and float32 on CPU, `extend_from` the checkpoint that it means now.
+    """
     values = _plain(config)
     if values["dtype"] == "auto":
         import jax
 
         values["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if values["extend_from"]:
+        from nest_jax import extension
+
+        values["extend_from"] = str(extension.checkpoint(values["extend_from"]))
     return FrozenConfigDict(values)
 
 
 def protocol(config: Config) -> tasks.Protocol:
-    """The tasks of a config; needs no data on disk.
+    """The tasks of a config; needs no data on disk, but the model to extend and the file that describes a user's own data.
+
+    The name "dataset" means the tasks that the data set itself has (its `own_tasks`). With `extend_from`, task 0 is what the
+    model knows and these tasks come after it.
 
     Raises:
-        InputError: what `nest_jax.tasks.parse` finds wrong.
+        InputError: what `nest_jax.tasks.parse` or `nest_jax.extension.protocol` finds wrong.
     """
     dataset = plugins.load("datasets", config.dataset.name)
+    own = _named_protocol(config, dataset) if config.tasks.name != OWN_TASKS else _own_protocol(config, dataset)
+    known = dataset.known(config.dataset) if hasattr(dataset, "known") else ()
+    if config.extend_from:
+        from nest_jax import extension
+
+        return extension.protocol(own, config.extend_from, known)
+    if known:
+        raise InputError(
+            f"known: {', '.join(known)}: classes of a model to extend, but there is none; give it by --config.extend_from=WORKDIR"
+        )
+    return own
+
+
+def _own_protocol(config: Config, dataset: ModuleType) -> tasks.Protocol:
+    if not hasattr(dataset, "own_tasks"):
+        name = config.dataset.name
+        raise InputError(
+            f"tasks.name={OWN_TASKS!r}: the data set {name} has no tasks of its own; examples: {tasks.EXAMPLES}"
+        )
+    if config.tasks.order != "natural" or len(config.tasks.classes):
+        raise InputError(
+            f"tasks.order and tasks.classes have no place beside tasks.name={OWN_TASKS!r}: the data set says which classes come when"
+        )
+    own = dataset.own_tasks(config.dataset)
+    everything = tasks.parse("offline", setting=config.tasks.setting, class_names=dataset.classes(config.dataset))
+    return dataclasses.replace(everything, tasks=own)
+
+
+def _named_protocol(config: Config, dataset: ModuleType) -> tasks.Protocol:
     return tasks.parse(
         config.tasks.name,
         setting=config.tasks.setting,

@@ -10,11 +10,17 @@ import jax
 import numpy as np
 from etils import epath
 
-from nest_jax import loader, nest, plugins, storage, tasks
+from nest_jax import extension, loader, plugins, pretuning, storage, tasks
 from nest_jax.datasets import Dataset
 from nest_jax.errors import InputError
-from nest_jax.phases import PHASES
 from nest_jax.tasks import Protocol
+
+STREAMS = (
+    "statistics",
+    "pretuning",
+    "training",
+    "preparation",
+)  # phases; a place in this list is part of a stream's seed
 
 
 class Data(NamedTuple):
@@ -38,8 +44,11 @@ def load(config: Any, protocol: Protocol, reported: Protocol) -> Data:
         InputError: data that is not there or not usable; a task without images.
     """
     plugin = plugins.load("datasets", config.dataset.name)
-    data = Data(config, protocol, reported, plugin.load(config.dataset, "train"), plugin.load(config.dataset, "val"))
-    for task in range(len(protocol)):
+    train, val = (
+        extension.widened(plugin.load(config.dataset, split), protocol.class_names) for split in ("train", "val")
+    )
+    data = Data(config, protocol, reported, train, val)
+    for task in range(1 if config.extend_from else 0, len(protocol)):
         images = len(training_images(data, task))
         if images < config.train.batch_size:
             raise InputError(
@@ -53,15 +62,15 @@ def load(config: Any, protocol: Protocol, reported: Protocol) -> Data:
 
 
 def claim(data: Data, workdir: epath.PathLike) -> None:
-    """Notes in `workdir/data.json` which images a run is made of, or checks that they are the same ones.
+    """Notes in `workdir/data.json` which tasks and images a run is made of, or checks that they are the same ones.
 
     The folders may move (`dataset.root` may differ when a run continues), the images may not.
 
     Raises:
-        InputError: other images than those that the run began with.
+        InputError: other tasks or images than those that the run began with.
     """
     path = epath.Path(workdir) / "data.json"
-    found = {}
+    found: dict[str, Any] = {"tasks": [data.class_names(new) for new in data.protocol.tasks]}
     for split, dataset in (("train", data.train), ("val", data.val)):
         content = "\n".join(dataset.names).encode() + np.packbits(dataset.presence).tobytes()
         found[split] = {"images": len(dataset), "sha256": hashlib.sha256(content).hexdigest()}
@@ -70,7 +79,12 @@ def claim(data: Data, workdir: epath.PathLike) -> None:
             storage.write_text(path, storage.json_text(found, indent=1))
         return
     began = json.loads(path.read_text())
-    for split in found:
+    if (before := began.get("tasks", found["tasks"])) != found["tasks"]:
+        there, here = (", ".join(f"({', '.join(names)})" for names in classes) for classes in (before, found["tasks"]))
+        raise InputError(
+            f"workdir {workdir}: its run began with the tasks {there}; now they are {here}; give it the former, or another --workdir"
+        )
+    for split in ("train", "val"):
         if began[split] != found[split]:
             raise InputError(
                 f"workdir {workdir}: its run began with {began[split]['images']} {split} images, here are {found[split]['images']}, "
@@ -84,13 +98,15 @@ def process() -> tuple[int, int]:
 
 
 def training_images(data: Data, task: int) -> np.ndarray:
-    """Indices of the task's training images."""
+    """Indices of the task's training images; none of what is taken over from a model to extend."""
+    if task == 0 and data.config.extend_from:
+        return np.zeros(0, int)
     return tasks.train_indices(data.train.presence, data.protocol, task)
 
 
 def seed(data: Data, task: int, phase: str) -> tuple[int, ...]:
     """Every phase of every task has its own random stream."""
-    return (data.config.seed, task, PHASES.index(phase))
+    return (data.config.seed, task, STREAMS.index(phase))
 
 
 def steps(data: Data, task: int, epochs: int) -> int:
@@ -114,27 +130,32 @@ def augmented(data: Data, task: int, phase: str, start: int, *, stop: int) -> It
     )
 
 
-def one_pass(data: Data, task: int, start: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every training image of the task once, augmented: what NeST's similarity statistics are taken from."""
+def one_pass(data: Data, task: int, phase: str, start: int) -> Iterator[dict[str, np.ndarray]]:
+    """Every training image of the task once, augmented: NeST's similarity statistics and PLOP's thresholds are taken from it."""
     train = data.config.train
     return loader.one_pass_batches(
         data.train,
         training_images(data, task),
         size=train.crop_size,
         batch_size=train.batch_size,
-        seed=seed(data, task, "statistics"),
+        seed=seed(data, task, phase),
         start=start,
         workers=train.workers,
         process=process(),
     )
 
 
-def preparation(data: Data, task: int) -> nest.Batches:
+def pass_steps(data: Data, task: int) -> int:
+    """Batches of `one_pass`."""
+    return loader.batches_in_pass(len(training_images(data, task)), data.config.train.batch_size)
+
+
+def preparation(data: Data, task: int) -> pretuning.Batches:
     """One pass for statistics; then the epochs of pre-tuning, if the initialisation has any."""
     total = steps(data, task, data.config.classifier_init.get("epochs", 0))
-    return nest.Batches(
-        statistics=partial(one_pass, data, task),
-        statistics_steps=loader.batches_in_pass(len(training_images(data, task)), data.config.train.batch_size),
+    return pretuning.Batches(
+        statistics=partial(one_pass, data, task, "statistics"),
+        statistics_steps=pass_steps(data, task),
         pretuning=partial(augmented, data, task, "pretuning", stop=total),
         pretuning_steps=total,
     )

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
+from nest_jax import segmenter as seg
 from nest_jax.classifier import Classifier
-from nest_jax.nest import Batches
+from nest_jax.pretuning import Batches
 from nest_jax.segmenter import Segmenter
 
 
@@ -21,7 +23,7 @@ class Job(NamedTuple):
         num_new: classes to add.
         batches: raw batches {"image", "label"} for initialisations that look at data.
         table: uint8 [256], raw label -> training target.
-        run: runs a phase of jitted steps over batches (`nest.run_all`'s signature): sharded, shown, resumable.
+        run: runs a phase of jitted steps over batches (`pretuning.run_all`'s signature): sharded, shown, resumable.
         block_rows: rows of the label map computed at a time.
     """
 
@@ -42,3 +44,36 @@ class Initialised(NamedTuple):
     classifier: Classifier
     batch_stats: dict[str, Any]
     details: dict[str, Any]
+
+
+def frozen_network(job: Job) -> dict[str, Any]:
+    """What the features functions below read from the device beside a batch."""
+    return {"network": job.model["network"], "batch_stats": job.model["batch_stats"], "table": job.table}
+
+
+def old_features(job: Job) -> Callable:
+    """Features function of `pretuning` that leaves the network as it was after the previous task."""
+
+    def features(frozen, network, batch, key):
+        found, _ = seg.apply(job.segmenter, frozen["network"], frozen["batch_stats"], batch["image"], train=False)
+        return found.pre_logits, _targets(frozen, batch), network
+
+    return features
+
+
+def student_features(job: Job, *, train: bool) -> Callable:
+    """Features function whose `network` are the running statistics; where `train` they move, as in the published code, though no weight does.
+
+    The published code leaves dropout and stochastic depth on here, too.
+    """
+
+    def features(frozen, batch_stats, batch, key):
+        images = batch["image"]
+        found, batch_stats = seg.apply(job.segmenter, frozen["network"], batch_stats, images, train=train, key=key)
+        return found.pre_logits, _targets(frozen, batch), batch_stats
+
+    return features
+
+
+def _targets(frozen: dict[str, Any], batch: dict[str, Array]) -> Array:
+    return frozen["table"][batch["label"].astype(jnp.int32)].astype(jnp.int32)

@@ -57,6 +57,13 @@ def distillation(logits: Float[Array, "*p c"], old_logits: Float[Array, "*p old"
     return -jnp.mean(jax.nn.softmax(old_logits) * student, axis=-1)
 
 
+def normalised_entropy(logits: Float[Array, "*p c"]) -> Float[Array, "*p"]:
+    """Entropy of the softmax over log(classes), in [0, 1]; with PLOP's 1e-8 inside the logarithm. 0 for a single class."""
+    probabilities = jax.nn.softmax(logits)
+    entropy = -jnp.sum(probabilities * jnp.log(probabilities + 1e-8), axis=-1)
+    return entropy / jnp.log(float(max(logits.shape[-1], 2)))
+
+
 def _binary_cross_entropies(logits, targets):
     """-t log σ(z) - (1 - t) log(1 - σ(z)), summed over classes; stable for large logits."""
     return jnp.sum(jnp.maximum(logits, 0.0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits))), axis=-1)

@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> None:
     flags, overrides = parse(arguments)
     memory.keep_freed()
     settings = config.load(flags.config)
-    config.override(settings, overrides)
+    config.override(settings, overrides, spec=flags.config)
     if flags.multihost:
         import jax
 

@@ -9,7 +9,7 @@ Where the paper and the published code differ, `Settings` names the choice and d
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nest_jax import blockwise, classifier, losses, optim, upsample
+from nest_jax import classifier, pretuning, upsample
+from nest_jax.pretuning import Batches, given, repeated, run_all
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -35,6 +36,9 @@ class Settings:
         bias_rescale: "l2_total" multiplies the new biases by ‖b_old‖/‖b_new‖, "mean_abs" by the ratio of mean |b|, "off" leaves them.
         background_norm: "restore" gives the transformed background classifier its old norm; "free" leaves it.
         weight_alignment: scale new kernels to the mean norm of the old ones (eq. 13).
+        matrix_init: start of M and P: "similarity" (the statistics) or "random" (Kaiming normal on fan-out; table 4).
+        matrices: which of them are learnt: "both"; "projection": M is one and stays; "importance": P is the mean over old classes and stays (table 5).
+        background_transform: learn M_0 and P_0; else the background classifier stays as it is.
     """
 
     epochs: int = 5
@@ -49,6 +53,9 @@ class Settings:
     bias_rescale: str = "l2_total"
     background_norm: str = "restore"
     weight_alignment: bool = True
+    matrix_init: str = "similarity"
+    matrices: str = "both"
+    background_transform: bool = True
 
 
 CHOICES = {
@@ -57,6 +64,8 @@ CHOICES = {
     "new_bias": ("random", "background", "zeros"),
     "bias_rescale": ("l2_total", "mean_abs", "off"),
     "background_norm": ("restore", "free"),
+    "matrix_init": ("similarity", "random"),
+    "matrices": ("both", "projection", "importance"),
 }
 
 Given = Array | np.ndarray  # what a caller may hand in
@@ -142,6 +151,45 @@ def initial_transform(statistics: Statistics, old: classifier.Classifier, bias: 
     }
 
 
+def random_transform(key: Array, old: classifier.Classifier, bias: Float[Array, " new"]) -> Transform:
+    """M and P as the published constructor leaves them before the statistics replace them: Kaiming normal on fan-out; ones for background.
+
+    PyTorch's fan-out of a tensor is its first size times all sizes from the third on: new x d for M `[new, old, d]`, new for P `[new, old]`.
+    """
+    (channels, num_old), num_new = old["kernel"].shape, bias.shape[0]
+    importance_key, projection_key = jax.random.split(key)
+    importance = jax.random.normal(importance_key, (num_new, num_old, channels)) * (2 / (num_new * channels)) ** 0.5
+    projection = jax.random.normal(projection_key, (num_new, num_old)) * (2 / num_new) ** 0.5
+    return {
+        "importance": importance,
+        "projection": projection,
+        "bg_importance": jnp.ones(channels),
+        "bg_projection": jnp.ones(()),
+        "bias": bias,
+    }
+
+
+def restricted(transform: Transform, settings: Settings) -> Transform:
+    """`transform` with what `settings.matrices` leaves out replaced: M by ones, or P by the mean over old classes."""
+    if settings.matrices == "projection":
+        return {**transform, "importance": jnp.ones_like(transform["importance"])}
+    if settings.matrices == "importance":
+        num_old = transform["projection"].shape[-1]
+        return {**transform, "projection": jnp.full_like(transform["projection"], 1 / num_old)}
+    return transform
+
+
+def trainable(settings: Settings) -> dict[str, bool]:
+    """Which parts of a transform pre-tuning changes."""
+    return {
+        "importance": settings.matrices != "projection",
+        "projection": settings.matrices != "importance",
+        "bg_importance": settings.background_transform,
+        "bg_projection": settings.background_transform,
+        "bias": True,
+    }
+
+
 # --- the transformation ---------------------------------------------------------------------------------------------------------------
 
 
@@ -189,40 +237,7 @@ def initial_bias(key: Array, old: classifier.Classifier, num_new: int, settings:
     return jnp.full(num_new, jax.random.uniform(key, (), minval=-bound, maxval=bound))
 
 
-# --- pre-tuning -----------------------------------------------------------------------------------------------------------------------
-
-
-class Batches(NamedTuple):
-    """Where the two phases find their data: each function maps a first step to an iterator over the remaining batches."""
-
-    statistics: Callable[[int], Iterable[Any]]
-    statistics_steps: int
-    pretuning: Callable[[int], Iterable[Any]]
-    pretuning_steps: int
-
-
-def repeated(batches: Sequence[Any], epochs: int) -> Batches:
-    """Batches in memory: one pass for the statistics, `epochs` passes in the same order for pre-tuning."""
-    total = epochs * len(batches)
-    return Batches(
-        lambda start: batches[start:],
-        len(batches),
-        lambda start: (batches[i % len(batches)] for i in range(start, total)),
-        total,
-    )
-
-
-def given(frozen: Any, network: Any, batch: Any) -> tuple[Array, Array, Any]:
-    """Features function of batches that already are `(features, labels)`."""
-    return jnp.asarray(batch[0]), jnp.asarray(batch[1]), network
-
-
-def run_all(phase: str, step: Callable, carry: Any, frozen: Any, batches: Callable, steps: int) -> Any:
-    """Plain loop over a phase. The trainer passes one that is sharded, shows progress and survives a kill."""
-    step = jax.jit(step)
-    for batch in batches(0):
-        carry, _ = step(carry, frozen, batch)
-    return carry
+# --- all of it ------------------------------------------------------------------------------------------------------------------------
 
 
 def new_classifier(
@@ -253,73 +268,42 @@ def new_classifier(
         num_new: number of new classes; their labels follow the old ones.
         key: for the random start of the new bias (default: key 42). `bias` gives the start itself.
         frozen, network: passed to the features functions; `network` is threaded through pre-tuning (running statistics).
-        statistics_features, pretuning_features: `(frozen, network, batch) -> (features, labels, network)`, traced inside the jitted steps.
+        statistics_features, pretuning_features: `(frozen, network, batch, key) -> (features, labels, network)`, traced inside the jitted steps;
+            key: for dropout and the like, None in the statistics.
         run: `(phase, step, carry, frozen, batches, steps) -> carry`, with `step(carry, frozen, batch) -> (carry, logged scalars)`.
         block_rows: rows of the label map computed at a time (0 = by size).
 
     Returns:
-        Result. `details` holds `initial` and `pretuned` transforms and `pixels` per new class; a class with 0 pixels started from background.
+        Result. `details` holds `initial` and `pretuned` transforms and, where statistics were taken, `pixels` per new class; a class with 0 pixels
+        started from background.
     """
     if not isinstance(batches, Batches):
         batches = repeated(batches, settings.epochs)
-    old = {"kernel": jnp.asarray(old_kernel), "bias": jnp.asarray(old_bias)}
+    old = pretuning.as_arrays(old_kernel, old_bias)
     channels, num_old = old["kernel"].shape
-    if bias is None:
-        bias = initial_bias(jax.random.key(42) if key is None else key, old, num_new, settings)
-    schedule = optim.poly(
-        settings.learning_rate,
-        batches.pretuning_steps,
-        settings.poly_power,
-        shift=int(settings.schedule == "shifted"),
-    )
-    optimiser = optim.sgd(schedule, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    frozen = {"old": old, "features": frozen}
+    key = jax.random.key(42) if key is None else key
+    bias = initial_bias(key, old, num_new, settings) if bias is None else jnp.asarray(bias)
+    frozen = {"old": old, "features": frozen, "key": jax.random.key_data(key)}
 
     def statistics_step(statistics, frozen, batch):
-        features, labels, _ = statistics_features(frozen["features"], network, batch)
+        features, labels, _ = statistics_features(frozen["features"], network, batch, None)
         stride = settings.statistics_stride
         return add_statistics(statistics, frozen["old"], features, labels, stride=stride), {}
 
-    def pretuning_step(carry, frozen, batch):
-        features, labels, network = pretuning_features(frozen["features"], carry["network"], batch)
-        features = jax.lax.stop_gradient(features)
-
-        def loss(transform):
-            now = transformed(transform, frozen["old"])
-            logits = jnp.matmul(features, now["kernel"], precision=HIGHEST) + now["bias"]
-            sums = blockwise.sums_per_image(
-                lambda z, _, y: {"unce": losses.unbiased_cross_entropy(z, y, num_old=num_old)},
-                logits,
-                None,
-                labels,
-                rows=block_rows,
-            )
-            return jnp.sum(sums["unce"]) / labels.size
-
-        value, gradients = jax.value_and_grad(loss)(carry["transform"])
-        updates, opt_state = optimiser.update(gradients, carry["opt_state"], carry["transform"])
-        transform = jax.tree.map(jnp.add, carry["transform"], updates)
-        return {**carry, "transform": transform, "opt_state": opt_state, "network": network}, {"unce": value}
-
-    statistics = run(
-        "statistics",
-        statistics_step,
-        no_statistics(num_new, num_old, channels),
-        frozen,
-        batches.statistics,
-        batches.statistics_steps,
-    )
-    transform = initial_transform(statistics, old, jnp.asarray(bias))
-    carry = {
-        "transform": transform,
-        "initial": jax.tree.map(jnp.copy, transform),  # copied: the trainer donates the carry
-        "opt_state": optimiser.init(transform),
-        "network": network,
-        "pixels": statistics["pixels"],
-    }
-    carry = run("pretuning", pretuning_step, carry, frozen, batches.pretuning, batches.pretuning_steps)
-    final = write_back(carry["transform"], old, settings)
-    details = {"initial": carry["initial"], "pretuned": carry["transform"], "pixels": carry["pixels"]}
+    if settings.matrix_init == "random":
+        kept, transform = {}, random_transform(jax.random.fold_in(key, 1), old, bias)
+    else:
+        empty = no_statistics(num_new, num_old, channels)
+        passed = batches.statistics, batches.statistics_steps
+        statistics = run("statistics", statistics_step, empty, frozen, *passed)
+        kept, transform = {"pixels": statistics["pixels"]}, initial_transform(statistics, old, bias)
+    transform = restricted(transform, settings)
+    optimiser = pretuning.optimiser(settings, batches.pretuning_steps, trainable(settings))
+    carry = pretuning.carry(transform, optimiser, network, kept)
+    step = pretuning.make_step(transformed, optimiser, pretuning_features, block_rows=block_rows)
+    carry = run("pretuning", step, carry, frozen, batches.pretuning, batches.pretuning_steps)
+    final = write_back(carry["tuned"], old, settings)
+    details = {"initial": carry["initial"], "pretuned": carry["tuned"], **{name: carry[name] for name in kept}}
     return Result(final["kernel"], final["bias"], carry["network"], details)
 
 

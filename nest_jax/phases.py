@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from nest_jax import checkpoints, rundir, sharding, writers
 from nest_jax.errors import TrainingError
 
-PHASES = ("statistics", "pretuning", "training")  # in the order in which they run within a task
+PHASES = ("statistics", "pretuning", "preparation", "training")  # in the order in which they run within a task
 
 
 class Context(NamedTuple):

@@ -1,20 +1,25 @@
 """Checks a data set's official files and packs them for training: `python -m nest_jax.prepare voc2012 --source DIR`.
 
-Training does the same on first use where it is told the folder; doing it apart is for slow disks and shared machines.
+Training does the same on first use where it is told the folder; doing it apart is for slow disks and shared machines. Interrupted, it
+is started again by the same command; a finished one is only reported. Says how the result differs from the published set.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
-from nest_jax import plugins
+import numpy as np
+
+from nest_jax import plugins, tasks
+from nest_jax.datasets import Dataset, _check, _prepared
 from nest_jax.errors import InputError
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Prepares and says where the result lies.
+    """Prepares, says where the result lies, and compares it with what was published.
 
     Raises:
         InputError: unknown data set, or what its `prepare` finds wrong.
@@ -31,14 +36,73 @@ def run(arguments: Sequence[str]) -> None:
         metavar="DIR",
         help="where to write (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help=f"go on without images that have a problem, and list them in {_prepared.SKIPPED}",
+    )
     flags = parser.parse_args(arguments)
     if flags.dataset not in able:
         raise InputError(plugins.unknown("dataset to prepare", flags.dataset, able))
     plugin = plugins.load("datasets", flags.dataset)
-    settings = {**plugin.defaults(flags.dataset), "root": flags.source, "data_dir": flags.data_dir}
+    given = {"root": flags.source, "data_dir": flags.data_dir, "skip_bad": flags.skip_bad}
+    settings = {**plugin.defaults(flags.dataset), **given}
     directory = plugin.prepare(settings)
-    counts = ", ".join(f"{len(plugin.load(settings, split))} {split}" for split in ("train", "val"))
-    print(f"{flags.dataset}: {counts} images in {directory}")
+    splits = {split: plugin.load(settings, split) for split in ("train", "val")}
+    print(f"{flags.dataset}: {_counts({split: len(data) for split, data in splits.items()})} images in {directory}")
+    skipped = _prepared.skipped_images(directory)
+    lines = [line for images in skipped.values() for found in images.values() for line in found]
+    if lines:
+        counts = _counts({split: len(images) for split, images in skipped.items()})
+        print(_check.report(f"left out as bad: {counts} images, listed in {directory / _prepared.SKIPPED}", lines))
+    print("\n".join(comparison(plugin, splits)))
+
+
+def comparison(plugin: ModuleType, splits: Mapping[str, Dataset]) -> list[str]:
+    """How a prepared set differs from the published one, a line for every difference.
+
+    Numbers of images first; training images by task only where those are right, since otherwise they cannot be. A plug-in says
+    what was published in `IMAGES` and `TASK_IMAGES`.
+    """
+    lines = []
+    for split, data in splits.items():
+        shown = np.flatnonzero(data.presence.any(axis=0)).tolist()
+        absent = [name for label, name in enumerate(data.classes) if label and label not in shown]
+        if absent:
+            lines.append(f"no {split} image shows: {', '.join(absent)}")
+    published = getattr(plugin, "IMAGES", None)
+    if published is None:
+        return lines
+    counts = {split: len(data) for split, data in splits.items()}
+    if counts != published:
+        return [f"not the published set, which has {_counts(published)} images", *lines]
+    lines.insert(0, f"published: {_counts(published)} images, as here")
+    train, same = splits["train"], []
+    for (name, setting), expected in plugin.TASK_IMAGES.items():
+        protocol = tasks.parse(name, setting=setting, class_names=train.classes)
+        found = tuple(_images(train, protocol, task) for task in range(len(protocol)))
+        if found == expected:
+            same.append(f"{name} {setting}")
+        else:
+            lines.append(f"training images by task of {name} {setting}: {_row(found)}; published: {_row(expected)}")
+    if same:
+        lines.append(f"training images by task as published: {', '.join(same)}")
+    return lines
+
+
+def _images(train: Dataset, protocol: tasks.Protocol, task: int) -> int:
+    try:
+        return len(tasks.train_indices(train.presence, protocol, task))
+    except InputError:  # none
+        return 0
+
+
+def _counts(images: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {split}" for split, count in images.items())
+
+
+def _row(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,6 +46,9 @@ PUBLISHED: tuple[Row, ...] = (
     ({**ADE, **NEST, "backbone": "swin_b"}, {"classifier_init.learning_rate": 0.1}),
     # Old classifiers stay fixed in PLOP+NeST on VOC only (worth 7.4 mIoU on 15-1).
     ({**VOC, **NEST, "method": "plop"}, {"train.freeze_old_classifiers": True}),
+    # Local POD is ten times weaker on ADE20K. RCIL's code copies the background's weights and leaves the biases.
+    ({**ADE, "method": "plop"}, {"method.pod": 0.001, "method.pod_logits": 0.00001}),
+    ({"method": "rcil", "classifier_init": "background"}, {"classifier_init.bias": "random"}),
 )
 
 
@@ -75,13 +78,16 @@ def base(
     """
     picked = {"method": method, "classifier_init": classifier_init, "backbone": backbone, "decoder": decoder}
     picked = {**picked, **parse_arg(arg), "dataset": dataset}
+    for key, variants in getattr(plugins.load("methods", picked["method"]), "NEEDS", {}).items():
+        picked[key] = variants.get(picked[key], picked[key])  # RCIL's two-branch networks
     sections = {key: section(key, picked[key]) for key in SECTIONS}
     config = ConfigDict(
         {
             "name": name,
             "seed": 42,
             "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
-            "init_from": "",  # an earlier run's workdir: its task 0 is taken over
+            "init_from": "",  # an earlier run's workdir, or a published checkpoint of task 0: taken over as task 0
+            "extend_from": "",  # an earlier run's workdir or checkpoint: its model learns the config's tasks
             "dataset": sections["dataset"],
             "tasks": {"name": tasks, "setting": "overlapped", "order": "natural", "classes": ()},
             "method": sections["method"],

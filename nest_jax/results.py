@@ -95,6 +95,27 @@ def summary(
     }
 
 
+def of_those_measured(per_class: Mapping[str, float | None], num_base: int) -> dict[str, float | None]:
+    """ "miou_old" and "miou_new" over the classes that have ground truth, for data that need not show every class.
+
+    The published rule counts a class without ground truth as 0, which is right where only a mistake can make one.
+
+    Args:
+        per_class: IoU by class in learnt order, background first, None without ground truth.
+        num_base: classes of task 0, background included.
+
+    Returns:
+        None for a mean in which no class but background would be.
+    """
+    values = list(per_class.values())
+    means = {}
+    for key, group in (("miou_old", values[:num_base]), ("miou_new", values[num_base:])):
+        found = [value for value in group if value is not None]
+        seen = any(value is not None for value in (group[1:] if key == "miou_old" else group))
+        means[key] = sum(found) / len(found) if seen else None
+    return means
+
+
 def forgetting(history: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
     """Best earlier IoU minus final IoU, of every class that has both; negative where a class improved.
 

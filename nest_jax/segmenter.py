@@ -1,6 +1,7 @@
 """Backbone + decoder -> features; logits from features and a classifier, which is a plain pytree beside the network.
 
-The parameter tree is {"body": ..., "head": ...}, and so is that of the running statistics. Images are [b, h, w, 3].
+The parameter tree is {"body": ..., "head": ...}, and so is that of the running statistics, where a part without any (a transformer body) has
+no entry. Images are [b, h, w, 3].
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def init(segmenter: Segmenter, key: Array, size: int) -> tuple[dict, dict]:
     # Under jit the forward pass that Linen runs to find the shapes is dead code and is dropped.
     start = jax.jit(lambda key: segmenter.network.init(key, jnp.zeros((1, size, size, 3)), train=False))
     variables = start(key)
-    return variables["params"], variables["batch_stats"]
+    return variables["params"], variables.get("batch_stats", {})
 
 
 def load_pretrained(config: Any, params: dict, batch_stats: dict) -> tuple[dict, dict]:
@@ -72,8 +73,8 @@ def load_pretrained(config: Any, params: dict, batch_stats: dict) -> tuple[dict,
         InputError: the weights are not there or do not fit; the message says how to get them.
     """
     backbone = plugins.load("backbones", config.backbone.name)
-    body, stats = backbone.load_pretrained(config.backbone, params["body"], batch_stats["body"])
-    return {**params, "body": body}, {**batch_stats, "body": stats}
+    body, stats = backbone.load_pretrained(config.backbone, params["body"], batch_stats.get("body", {}))
+    return {**params, "body": body}, {**batch_stats, **({"body": stats} if stats else {})}
 
 
 def apply(
@@ -90,7 +91,7 @@ def apply(
     Args:
         images: uint8 RGB, normalised here, or floating point and normalised already.
         train: normalise by the statistics of this batch and move the running ones (else they come back as they are).
-        key: for networks with dropout or stochastic depth, where `train`.
+        key: for dropout and stochastic depth, where `train`; without one both are off.
     """
     if images.dtype == jnp.uint8:
         images = segmenter.normalise(images)
@@ -98,7 +99,7 @@ def apply(
     rngs = None if key is None else {"dropout": key}
     if train:
         features, updates = segmenter.network.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
-        batch_stats = updates["batch_stats"]
+        batch_stats = updates.get("batch_stats", {})
     else:
         features = segmenter.network.apply(variables, images, train=False, rngs=rngs)
     return jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), features), dict(batch_stats)

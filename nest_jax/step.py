@@ -1,6 +1,7 @@
 """The training step: teacher forward, student forward and backward, update; one jitted, donated function per task."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -34,7 +35,7 @@ def make(
     is that of the whole batch, batch statistics are those of each part.
     """
 
-    def loss(params, batch_stats, frozen, images, labels, key):
+    def loss(params, batch_stats, frozen, prepared, images, labels, key):
         labels = frozen["table"][labels.astype(jnp.int32)].astype(jnp.int32)
         features, batch_stats = seg.apply(segmenter, params["network"], batch_stats, images, train=True, key=key)
         logits = seg.logits(features.pre_logits, params["classifier"])
@@ -43,17 +44,18 @@ def make(
             teacher = frozen["teacher"]
             old_features, _ = seg.apply(segmenter, teacher["network"], teacher["batch_stats"], images, train=False)
             old_logits = seg.logits(old_features.pre_logits, teacher["classifier"])
-        sums = blockwise.sums_per_image(method.pixel_terms, logits, old_logits, labels, rows=block_rows)
+        pixel_terms = partial(method.pixel_terms, prepared=prepared) if method.preparation else method.pixel_terms
+        sums = blockwise.sums_per_image(pixel_terms, logits, old_logits, labels, rows=block_rows)
         terms = method.combine(sums, labels.shape[1] * labels.shape[2])
         terms = {**terms, **method.feature_terms(features, old_features, logits, old_logits)}
         return sum(terms.values()), (batch_stats, terms)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
 
-    def accumulated(params, batch_stats, frozen, batch, key):
+    def accumulated(params, batch_stats, frozen, prepared, batch, key):
         if accumulation == 1:
             (total, (batch_stats, terms)), gradients = gradient(
-                params, batch_stats, frozen, batch["image"], batch["label"], key
+                params, batch_stats, frozen, prepared, batch["image"], batch["label"], key
             )
             return gradients, batch_stats, {"loss": total, **terms}
         # Part i takes rows i, i + accumulation, ...: each device keeps its own rows.
@@ -62,7 +64,7 @@ def make(
         def part(carry, xs):
             batch, key = xs
             (total, (batch_stats, terms)), gradients = gradient(
-                params, carry, frozen, batch["image"], batch["label"], key
+                params, carry, frozen, prepared, batch["image"], batch["label"], key
             )
             return batch_stats, (gradients, {"loss": total, **terms})
 
@@ -80,9 +82,33 @@ def make(
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(frozen["key"]), state.step)
-        gradients, batch_stats, terms = accumulated(state.params, state.batch_stats, frozen, batch, key)
+        gradients, batch_stats, terms = accumulated(state.params, state.batch_stats, frozen, state.prepared, batch, key)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = cast(dict[str, Any], optax.apply_updates(state.params, updates))
-        return TrainState(state.step + 1, params, batch_stats, opt_state), terms
+        return TrainState(state.step + 1, params, batch_stats, opt_state, state.prepared), terms
 
     return step
+
+
+def make_preparation(segmenter: Segmenter, method: Method, *, block_rows: int = 0) -> Callable:
+    """`step(sums, frozen, batch) -> (sums, {})` of the method's pass over the data with the teacher; `frozen` as in `make`."""
+    assert method.preparation is not None
+    block_sums = method.preparation.sums
+
+    def step(sums, frozen, batch):
+        labels = frozen["table"][batch["label"].astype(jnp.int32)].astype(jnp.int32)
+        teacher = frozen["teacher"]
+        features, _ = seg.apply(segmenter, teacher["network"], teacher["batch_stats"], batch["image"], train=False)
+        logits = seg.logits(features.pre_logits, teacher["classifier"])
+        blocks = blockwise.map_rows(block_sums, (logits,), labels, rows=block_rows)
+        return jax.tree.map(lambda total, block: total + jnp.sum(block, axis=0), sums, blocks), {}
+
+    return step
+
+
+def no_sums(method: Method, num_old: int) -> Any:
+    """The sums over no pixels."""
+    assert method.preparation is not None
+    logits, labels = jnp.zeros((1, 1, 1, num_old)), jnp.zeros((1, 1, 1), jnp.int32)
+    found = jax.eval_shape(method.preparation.sums, logits, labels)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)

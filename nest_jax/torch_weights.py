@@ -13,7 +13,7 @@ import numpy as np
 from nest_jax.errors import InputError
 from nest_jax.torch_files import read
 
-__all__ = ["from_tree", "leaf_name", "leaf_path", "read", "to_tree"]
+__all__ = ["from_tree", "leaf_name", "leaf_path", "matches", "read", "to_tree"]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -34,6 +34,7 @@ def to_tree(
     name: Callable[[tuple[str, ...]], str],
     *,
     ignore: Sequence[str] = (),
+    keep: Sequence[str] = (),
     source: str = "the weights",
 ) -> dict:
     """Arrays of a state dict in the shape of `target`, every entry accounted for.
@@ -41,26 +42,28 @@ def to_tree(
     Args:
         state: PyTorch's names and arrays. Convolution kernels [out, in, h, w] become [h, w, in, out], linear ones [in, out].
         target: {"params": ..., "batch_stats": ...} (either may be left out), whose leaves give shapes and dtypes.
-        name: the state's name of a leaf, from its path without the collection.
+        name: the state's name of a leaf, from its path without the collection. Leaves of one name get the same numbers.
         ignore: regular expressions of names that `state` may hold beside those of `target`.
+        keep: regular expressions of names that `state` may lack; these leaves stay what they are in `target`.
         source: what the state was read from, for messages.
 
     Raises:
         InputError: entries are missing, left over or of other shapes; one message lists them all.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(target)
-    names = {name(leaf_path(path)[1:]): (leaf_path(path), leaf) for path, leaf in leaves}
-    assert len(names) == len(leaves), "two leaves have one name"
-    missing = sorted(set(names) - set(state))
-    extra = sorted(key for key in set(state) - set(names) if not any(re.fullmatch(rule, key) for rule in ignore))
+    names = [name(leaf_path(path)[1:]) for path, _ in leaves]
+    missing = sorted(key for key in set(names) - set(state) if not matches(keep, key))
+    extra = sorted(key for key in set(state) - set(names) if not matches(ignore, key))
     values, shapes = [], []
-    for key, (path, leaf) in names.items():
+    for key, (path, leaf) in zip(names, leaves, strict=True):
         if key not in state:
+            values.append(leaf)
             continue
-        value = to_channels_last(np.asarray(state[key]), path[-1])
+        value = to_channels_last(np.asarray(state[key]), leaf_path(path)[-1])
         if value.shape != leaf.shape:
             shapes.append(f"{key} is {list(value.shape)}, needed {list(leaf.shape)} (channels last)")
-        values.append(jnp.array(value, leaf.dtype))
+        else:
+            values.append(jnp.array(value, leaf.dtype))
     problems = [
         f"{title} ({len(entries)}): {'; '.join(entries)}"
         for title, entries in (("missing", missing), ("not known to this network", extra), ("other shapes", shapes))
@@ -71,12 +74,19 @@ def to_tree(
     return jax.tree_util.tree_unflatten(structure, values)
 
 
+def matches(rules: Sequence[str], name: str) -> bool:
+    """Whether one of the regular expressions is the whole of `name`."""
+    return any(re.fullmatch(rule, name) for rule in rules)
+
+
 def from_tree(tree: dict, name: Callable[[tuple[str, ...]], str]) -> dict[str, np.ndarray]:
     """The inverse of `to_tree`: {"params": ..., "batch_stats": ...} as PyTorch's names and arrays."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
+    state = {
         name(leaf_path(path)[1:]): to_channels_first(np.asarray(leaf), leaf_path(path)[-1]) for path, leaf in leaves
     }
+    assert len(state) == len(leaves), "two leaves have one name"
+    return state
 
 
 def to_channels_last(value: np.ndarray, leaf: str) -> np.ndarray:

@@ -34,6 +34,7 @@ from nest_jax import segmenter as seg
 from nest_jax.data import Data
 from nest_jax.errors import InputError
 from nest_jax.initialisation import Job
+from nest_jax.method import Method, Student
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         joined = getattr(plugins.load("methods", config.method.name), "JOINS_TASKS", False)
         learnt = dataclasses.replace(reported, tasks=(sum(reported.tasks, ()),)) if joined else reported
         data = task_data.load(config, learnt, reported)
-        writers.say(tasks.describe(learnt, presence=data.train.presence))
+        writers.say(tasks.describe(learnt, presence=None if config.extend_from else data.train.presence))
+        if config.extend_from:
+            writers.say(f"task 0 is {config.extend_from}, taken over as it is")
         shared = Run(config, workdir, sharding.mesh(), writer, seg.build(config), data)
         model = {} if continues(workdir) else base.model(config, shared.segmenter, data, task_key(shared, 0))
         # Data, weights and an earlier run's base model are there: from now on the workdir is this config's.
@@ -120,12 +123,14 @@ def run_task(run: Run, task: int, previous: Model) -> tuple[Model, dict[str, Any
         rundir.drop_rolling(run.workdir, task)  # a kill may have come between the save and this
         return tree["model"], saved["report"]
     context = phases.Context(run.workdir, run.config, run.mesh, run.writer, task, {}, {})
-    details: dict[str, Any] = {}
-    if task == 0:
-        model = previous if run.config.init_from else train_task(run, context, previous, teacher=None)
+    if task:
+        student, details = prepared_student(run, context, previous)
+        model, found = train_task(run, context, student, teacher=previous)
+        details |= {"method": found} if found is not None else {}
+    elif run.config.init_from or run.config.extend_from:
+        model, details = previous, {}
     else:
-        start, details = prepared_model(run, context, previous)
-        model = train_task(run, context, start, teacher=previous)
+        (model, _), details = train_task(run, context, Student(run.segmenter, previous)), {}
 
     started = time.monotonic()
     confusion = evaluate.run(run.data, run.segmenter, run.mesh, task, model, run.workdir)
@@ -144,30 +149,35 @@ def run_task(run: Run, task: int, previous: Model) -> tuple[Model, dict[str, Any
         },
         peak_memory_bytes=results.peak_memory_bytes(),
     )
+    if run.config.extend_from:  # the data need not show what the model knew before
+        report["metrics"] |= results.of_those_measured(report["per_class"], len(run.data.reported.seen(0)))
     metadata = {"task": task, "classes": run.data.class_names(protocol.seen(task)), "config": run.config}
     checkpoints.save(directory, {"model": model, "details": details}, {**metadata, "report": report})
     rundir.drop_rolling(run.workdir, task)
     return model, report
 
 
-def prepared_model(run: Run, context: phases.Context, previous: Model) -> tuple[Model, dict[str, Any]]:
-    """`previous` with classifiers of the new classes, and what their initialisation leaves for inspection. Made once, kept on disk."""
-    task = context.task
+def prepared_student(run: Run, context: phases.Context, previous: Model) -> tuple[Student, dict[str, Any]]:
+    """The student with classifiers of the new classes, and what their initialisation leaves for inspection. Made once, kept on disk."""
+    task, method = context.task, plugins.load("methods", run.config.method.name)
+    student = Student(run.segmenter, previous)
+    if hasattr(method, "student"):
+        student = method.student(run.config.method, run.segmenter, previous)
     directory = rundir.start_directory(run.workdir, task)
     if checkpoints.exists(directory):
         tree, saved = checkpoints.restore(directory)
         context.seconds.update(saved["seconds"])
         context.steps.update(saved["steps"])
-        return tree["model"], tree.get("details", {})
+        return student._replace(model=tree["model"]), tree.get("details", {})
     newest = rundir.latest_rolling(run.workdir, task)
-    if newest and checkpoints.metadata(newest)["phase"] == "training":
+    if newest and checkpoints.metadata(newest)["phase"] in ("preparation", "training"):
         rundir.drop_rolling(run.workdir, task)  # it continues from a start that is gone: this one may be another
     plugin = plugins.load("classifier_init", run.config.classifier_init.name)
     job = Job(
         settings=run.config.classifier_init,
         key=task_key(run, task),
-        segmenter=run.segmenter,
-        model=jax.tree.map(jnp.asarray, previous),  # NumPy where it was restored
+        segmenter=student.segmenter,
+        model=jax.tree.map(jnp.asarray, student.model),  # NumPy where it was restored
         num_new=len(run.data.protocol.new(task)),
         batches=task_data.preparation(run.data, task),
         table=jnp.asarray(tasks.train_table(run.data.protocol, task)),
@@ -178,19 +188,28 @@ def prepared_model(run: Run, context: phases.Context, previous: Model) -> tuple[
     names = run.data.class_names(run.data.protocol.new(task))
     for line in plugin.warnings(made.details, names) if hasattr(plugin, "warnings") else ():
         writers.warn_once(f"task {task}: {line}")
-    model = {"network": previous["network"], "classifier": made.classifier, "batch_stats": made.batch_stats}
+    model = {"network": student.model["network"], "classifier": made.classifier, "batch_stats": made.batch_stats}
     saved = {"seconds": context.seconds, "steps": context.steps}
     checkpoints.save(directory, {"model": model, "details": made.details}, saved)
-    return model, made.details
+    return student._replace(model=model), made.details
 
 
-def train_task(run: Run, context: phases.Context, start: Model, teacher: Model | None) -> Model:
-    """The model after the task's epochs. The first task is plain cross entropy, whatever the method."""
+def train_task(run: Run, context: phases.Context, student: Student, teacher: Model | None = None) -> tuple[Model, Any]:
+    """The model after the task's epochs, and what the method's pass over the data found, or None.
+
+    The first task is plain cross entropy, whatever the method.
+    """
     config, data, task = run.config.train, run.data, context.task
     later = min(task, 1)  # epochs and learning rate are pairs: task 0, later tasks
-    num_old = len(data.protocol.old(task))
+    num_old, num_new = len(data.protocol.old(task)), len(data.protocol.new(task))
     plugin = plugins.load("methods", run.config.method.name if task else "finetune")
-    method = plugin.build(run.config.method, num_old=num_old, num_new=len(data.protocol.new(task)))
+    method = plugin.build(run.config.method, num_old=num_old, num_new=num_new)
+    frozen = {
+        "teacher": teacher if method.teacher else None,
+        "table": tasks.train_table(data.protocol, task),
+        "key": jax.random.key_data(task_key(run, task)),
+    }
+    prepared = method_pass(run, context, method, frozen, num_old) if method.preparation else None
     steps = task_data.steps(data, task, config.epochs[later])
     optimiser = optim.sgd(
         optim.poly(config.learning_rate[later], steps, config.poly_power),
@@ -198,23 +217,32 @@ def train_task(run: Run, context: phases.Context, start: Model, teacher: Model |
         weight_decay=config.weight_decay,
         nesterov=config.nesterov,
     )
-    if config.freeze_old_classifiers and task:
-        optimiser = optim.freeze(optimiser, state.trainable(start, frozen_classes=num_old))
+    fixed = num_old if config.freeze_old_classifiers and task else 0
+    if fixed or student.trainable is not True:
+        trains = state.trainable(student.model, network=student.trainable, frozen_classes=fixed)
+        optimiser = optim.freeze(optimiser, trains)
     train_step = step.make(
-        run.segmenter,
+        student.segmenter,
         method,
         optimiser,
         accumulation=config.gradient_accumulation,
         block_rows=run.config.loss.block_rows,
     )
-    frozen = {
-        "teacher": teacher if method.teacher else None,
-        "table": tasks.train_table(data.protocol, task),
-        "key": jax.random.key_data(task_key(run, task)),
-    }
     batches = partial(task_data.augmented, data, task, "training", stop=steps)
-    final = phases.run(context, "training", train_step, state.create(start, optimiser), frozen, batches, steps)
-    return {**final.params, "batch_stats": final.batch_stats}
+    start = state.create(student.model, optimiser, prepared)
+    final = phases.run(context, "training", train_step, start, frozen, batches, steps)
+    return {**final.params, "batch_stats": final.batch_stats}, final.prepared
+
+
+def method_pass(run: Run, context: phases.Context, method: Method, frozen: Any, num_old: int) -> Any:
+    """What the method's pass of the teacher over the task's images finds."""
+    assert method.preparation is not None
+    data, task = run.data, context.task
+    pass_step = step.make_preparation(run.segmenter, method, block_rows=run.config.loss.block_rows)
+    batches = partial(task_data.one_pass, data, task, "preparation")
+    start, steps = step.no_sums(method, num_old), task_data.pass_steps(data, task)
+    sums = phases.run(context, "preparation", pass_step, start, frozen, batches, steps)
+    return method.preparation.finish(sums)
 
 
 def task_key(run: Run, task: int) -> jax.Array:

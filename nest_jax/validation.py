@@ -76,6 +76,7 @@ def validate(config: Config) -> None:
     problems += _ranges(checked)
     if not any(line.startswith(tuple(f"{section}.name" for section in recipes.SECTIONS)) for line in problems):
         problems += [*_tasks(checked), *_together(checked), *_plugins(checked)]
+    problems = list(dict.fromkeys(problems))  # one cause may be noticed in two places
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError("\n".join([f"config {config.get('name', '')}: {count}", *(f"  {line}" for line in problems)]))
@@ -180,12 +181,22 @@ def _together(config: Config) -> list[str]:
         )
     if not config.evaluate.full_images and config.evaluate.batch_size >= 1 and config.evaluate.batch_size % devices:
         problems.append(f"evaluate.batch_size={config.evaluate.batch_size}: not divisible by the {devices} devices")
-    stride = plugins.load("backbones", config.backbone.name).output_stride(config.backbone)
+    method, backbone = plugins.load("methods", config.method.name), plugins.load("backbones", config.backbone.name)
+    stride = backbone.output_stride(config.backbone)
     if stride > 0 and train.crop_size % stride:
         low = train.crop_size // stride * stride
         problems.append(
             f"train.crop_size={train.crop_size}: not divisible by the output stride {stride} of {config.backbone.name}; "
             f"the nearest are {low} and {low + stride}"
+        )
+    for section, variants in getattr(method, "NEEDS", {}).items():
+        if (name := config[section].name) not in variants.values():
+            choices = ", ".join(variants.values())
+            problems.append(f"{section}.name={name!r}: method {config.method.name} needs one of: {choices}")
+    if getattr(method, "NEEDS_MAPS", False) and not getattr(backbone, "HAS_MAPS", True):
+        problems.append(
+            f"method.name={config.method.name!r}: it compares maps of the backbone, and {config.backbone.name} has none; "
+            "choose another method or another backbone"
         )
     dividing = {"loss.block_rows": config.loss.block_rows}
     dividing["classifier_init.statistics_stride"] = config.classifier_init.get("statistics_stride", 0)
@@ -195,12 +206,23 @@ def _together(config: Config) -> list[str]:
     root, data_dir = config.dataset.get("root", ""), config.dataset.get("data_dir", "")
     if root and not Path(root).expanduser().is_dir():
         problems.append(f"dataset.root={root!r}: no such directory")
-    if data_dir and not root and "://" not in data_dir and not Path(data_dir).expanduser().is_dir():
+    if (
+        data_dir
+        and not (root or config.dataset.get("file"))
+        and "://" not in data_dir
+        and not Path(data_dir).expanduser().is_dir()
+    ):
         problems.append(
             f"dataset.data_dir={data_dir!r}: no such directory, and there is no dataset.root to prepare it from"
         )
-    if config.init_from and "://" not in config.init_from and not Path(config.init_from).expanduser().is_dir():
-        problems.append(f"init_from={config.init_from!r}: no such directory; give the --workdir of an earlier run")
+    if config.init_from and "://" not in config.init_from and not Path(config.init_from).expanduser().exists():
+        problems.append(
+            f"init_from={config.init_from!r}: no such directory or file; give the --workdir of an earlier run, or a published checkpoint"
+        )
+    if config.extend_from:
+        from nest_jax import extension
+
+        problems += extension.problems(config)
     return problems
 
 

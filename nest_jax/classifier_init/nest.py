@@ -2,12 +2,10 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 
 from nest_jax import nest
-from nest_jax import segmenter as seg
-from nest_jax.initialisation import Initialised, Job
+from nest_jax.initialisation import Initialised, Job, frozen_network, old_features, student_features
 
 
 def defaults(name: str) -> dict:
@@ -30,23 +28,6 @@ def problems(settings) -> list[str]:
 def initialise(job: Job) -> Initialised:
     """Similarity statistics of the old model over the task's images, pre-tuning on its frozen network, write-back."""
     settings = nest.Settings(**{field.name: job.settings[field.name] for field in dataclasses.fields(nest.Settings)})
-    moving = settings.batch_norm == "train"
-
-    def old_features(frozen, network, batch):
-        features, _ = seg.apply(job.segmenter, frozen["network"], frozen["batch_stats"], batch["image"], train=False)
-        return features.pre_logits, labels(frozen, batch), network
-
-    def student_features(frozen, batch_stats, batch):
-        # The statistics of the norms move as in the published code, though no weight of the network does.
-        key = None  # stochastic layers, where a backbone has them, get their key from the trainer's step only
-        features, batch_stats = seg.apply(
-            job.segmenter, frozen["network"], batch_stats, batch["image"], train=moving, key=key
-        )
-        return features.pre_logits, labels(frozen, batch), batch_stats
-
-    def labels(frozen, batch):
-        return frozen["table"][batch["label"].astype(jnp.int32)].astype(jnp.int32)
-
     old = job.model["classifier"]
     result = nest.new_classifier(
         old["kernel"],
@@ -55,10 +36,10 @@ def initialise(job: Job) -> Initialised:
         settings,
         num_new=job.num_new,
         key=job.key,
-        frozen={"network": job.model["network"], "batch_stats": job.model["batch_stats"], "table": job.table},
+        frozen=frozen_network(job),
         network=job.model["batch_stats"],
-        statistics_features=old_features,
-        pretuning_features=student_features,
+        statistics_features=old_features(job),
+        pretuning_features=student_features(job, train=settings.batch_norm == "train"),
         run=job.run,
         block_rows=job.block_rows,
     )
@@ -69,6 +50,6 @@ def warnings(details, class_names: list[str]) -> list[str]:
     """One line per class whose start had to fall back."""
     return [
         f"NeST: no pixel of {name!r} was sampled; its pre-tuning started from the background classifier"
-        for name, pixels in zip(class_names, np.asarray(details["pixels"]), strict=True)
+        for name, pixels in zip(class_names, np.asarray(details.get("pixels", [1] * len(class_names))), strict=True)
         if pixels == 0
     ]

@@ -1,96 +1,41 @@
 """Image and mask files -> a TFDS directory (ArrayRecord) -> `Dataset`. No TensorFlow. For the data sets that lie on disk as files.
 
-The files' bytes are stored as they are; decoding happens in `read`. Names and class presence of all images lie beside the
-records in `index.npz`, so that a protocol's image lists need no pass over the images.
+The files' bytes are stored as they are, masks that are no index pictures as PNG; decoding happens in `read`. Names and class
+presence of all images lie beside the records in `index.npz`, so that a protocol's image lists need no pass over the images. What
+was left out as bad lies in `skipped.json`.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
 import io
+import json
+import logging
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image
 from tqdm import tqdm
 
 from nest_jax.datasets import Dataset
+from nest_jax.datasets._check import Checked, Pair, ReadMask, check_all, decode_image, decode_index_mask
 from nest_jax.errors import InputError
 
 VERSION = "1.0.0"
-VOID = 255
-SHOWN_PROBLEMS = 20
+SKIPPED = "skipped.json"
+WITHOUT_BAD = "_without_bad"
 
+_log = logging.getLogger(__name__)
 _source_lock = threading.Lock()
-
-
-class Pair(NamedTuple):
-    """An image, its mask, and the list that names them ("train.txt, line 3"), for messages."""
-
-    name: str
-    image: Path
-    mask: Path
-    origin: str
-
-
-# ------------------------------------------------------------------------------------------------------------------ one pair
-
-
-def decode_image(file: Path | io.BytesIO) -> Image.Image:
-    """RGB image of an encoded file."""
-    with Image.open(file) as image:
-        return image.convert("RGB")
-
-
-def decode_mask(file: Path | io.BytesIO) -> Image.Image:
-    """Mask in mode "L" holding raw labels: the indices of a palette image, the values of a grey one.
-
-    Raises:
-        ValueError: a mask that holds colours or more than 8 bits.
-    """
-    with Image.open(file) as mask:
-        if mask.mode not in ("P", "L"):
-            raise ValueError(
-                f"the mask is in mode {mask.mode!r}; it must hold class numbers (8-bit grey or palette), not colours"
-            )
-        return Image.fromarray(np.asarray(mask))
-
-
-def check(pair: Pair, classes: Sequence[str]) -> tuple[Bool[np.ndarray, " classes"], list[str]]:
-    """Which classes the mask shows, and all that is wrong with the pair."""
-    problems, decoded = [], []
-    for what, path, decode in (("image", pair.image, decode_image), ("mask", pair.mask, decode_mask)):
-        try:
-            decoded.append(decode(path))
-        except FileNotFoundError:
-            problems.append(f"{path}: missing {what}, listed in {pair.origin}")
-        except (
-            Exception
-        ) as error:  # Pillow answers a broken file with OSError, SyntaxError, ValueError, struct.error and others
-            problems.append(f"{path}: unreadable {what}, listed in {pair.origin}: {error}")
-    presence = np.zeros(len(classes), bool)
-    if problems:
-        return presence, problems
-    image, mask = decoded
-    if image.size != mask.size:
-        problems.append(f"{pair.mask}: {mask.width} x {mask.height} pixels, its image {image.width} x {image.height}")
-    counts = np.bincount(np.asarray(mask).ravel(), minlength=256)
-    wrong = [value for value in np.flatnonzero(counts).tolist() if len(classes) <= value != VOID]
-    if wrong:
-        problems.append(
-            f"{pair.mask}: label {', '.join(map(str, wrong))}; allowed are 0 to {len(classes) - 1} and {VOID}"
-        )
-    return counts[: len(classes)] > 0, problems
-
 
 # ------------------------------------------------------------------------------------------------------------------ prepare
 
@@ -103,6 +48,8 @@ def prepare(
     classes: tuple[str, ...],
     source: Path,
     data_dir: Path,
+    read_mask: ReadMask | None = None,
+    skip_bad: bool = False,
 ) -> Path:
     """The TFDS directory `data_dir/name/config/VERSION`, written if it is not there yet.
 
@@ -111,68 +58,50 @@ def prepare(
 
     Args:
         source: what to name as the place of the files, in messages and in the directory's metadata.
+        read_mask: for masks that are no index pictures; their labels are stored as PNG. Left out, the files' bytes are.
+        skip_bad: where there are bad pairs, leave them out; the directory then is `data_dir/name/config_without_bad/VERSION`, so
+            that the mended files are not taken for prepared later.
 
     Raises:
         InputError: pairs that are missing, unreadable or wrong (the first 20 and their number); a `data_dir` that cannot be written.
     """
+    for candidate in (config, config + WITHOUT_BAD) if skip_bad else (config,):
+        if is_complete(data_dir / name / candidate / VERSION):
+            return data_dir / name / candidate / VERSION
+    checked = check_all(name, splits, classes, source=source, read_mask=read_mask, skip_bad=skip_bad)
+    config += WITHOUT_BAD if checked.skipped else ""
     directory = data_dir / name / config / VERSION
-    if is_complete(directory):
-        return directory
-    presence = _check_all(name, splits, classes, source)
     try:
-        _write(name, config, splits, presence, classes, source, data_dir)
+        _write(name, config, checked, classes, source, data_dir, read_mask)
     except OSError as error:
         if is_complete(directory):  # another process was faster: its rename came first
             return directory
         raise InputError(
             f"{name}: cannot write the prepared data set below {data_dir} ({error}); "
-            "choose another place with --config.dataset.data_dir=DIR or the environment variable TFDS_DATA_DIR"
+            "choose another place with --data_dir, --config.dataset.data_dir=DIR or the environment variable TFDS_DATA_DIR"
         ) from error
+    for leftover in sorted(directory.parent.glob("incomplete.*")):
+        _log.warning("%s: left behind by a preparation that was killed; delete it unless one is running", leftover)
     return directory
-
-
-def _check_all(
-    name: str, splits: Mapping[str, Sequence[Pair]], classes: tuple[str, ...], source: Path
-) -> dict[str, Bool[np.ndarray, "images classes"]]:
-    """Class presence by split."""
-    problems, seen = [], {}
-    for pairs in splits.values():
-        for pair in pairs:
-            if pair.name in seen:
-                problems.append(f"{pair.name}: listed in {seen[pair.name]} and again in {pair.origin}")
-            seen.setdefault(pair.name, pair.origin)
-    presence = {}
-    pool = ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)))
-    try:
-        for split, pairs in splits.items():
-            checks = pool.map(lambda pair: check(pair, classes), pairs)
-            rows = list(tqdm(checks, f"{name}: checking {split}", len(pairs), unit=" images", disable=None))
-            presence[split] = np.stack([row for row, _ in rows])
-            problems += [line for _, lines in rows for line in lines]
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C should not wait for the thousands that are queued
-    if problems:
-        more = len(problems) - SHOWN_PROBLEMS
-        raise InputError(
-            f"{name}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {source}; nothing was written\n  "
-            + "\n  ".join(problems[:SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else []))
-        )
-    return presence
 
 
 def _write(
     name: str,
     config: str,
-    splits: Mapping[str, Sequence[Pair]],
-    presence: Mapping[str, Bool[np.ndarray, "images classes"]],
+    checked: Checked,
     classes: tuple[str, ...],
     source: Path,
     data_dir: Path,
+    read_mask: ReadMask | None,
 ) -> None:
+    def read(pair: Pair) -> tuple[bytes, bytes]:
+        return pair.image.read_bytes(), pair.mask.read_bytes() if read_mask is None else _png(read_mask(pair.mask))
+
     with _quiet_tfds() as tfds:
         features = tfds.features.FeaturesDict(
             {
                 "name": tfds.features.Text(),
+                # Encoded bytes are stored as they are; an array would need TensorFlow.
                 "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
                 # Bytes, not an Image: TFDS decodes a palette image to colours, and the class numbers are lost.
                 "mask": tfds.features.Scalar(np.object_),
@@ -181,7 +110,7 @@ def _write(
         )
 
         class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore
-            """Writes `splits`, in their order."""
+            """Writes `checked.pairs`, in their order."""
 
             VERSION = tfds.core.Version(VERSION)
 
@@ -195,24 +124,23 @@ def _write(
                 )
 
             def _split_generators(self, dl_manager: object) -> dict[str, Any]:
-                index = {f"{split}/names": np.array([pair.name for pair in pairs]) for split, pairs in splits.items()}
-                index |= {f"{split}/presence": rows for split, rows in presence.items()}
+                index = {
+                    f"{key}/names": np.array([pair.name for pair in pairs]) for key, pairs in checked.pairs.items()
+                }
+                index |= {f"{key}/presence": rows for key, rows in checked.presence.items()}
                 np.savez_compressed(Path(self.data_dir) / "index.npz", **index)  # pyright: ignore[reportArgumentType]
-                return {split: self._generate_examples(split) for split in splits}
+                if checked.skipped:
+                    (Path(self.data_dir) / SKIPPED).write_text(
+                        json.dumps(checked.skipped, indent=1, ensure_ascii=False)
+                    )
+                return {split: self._generate_examples(split) for split in checked.pairs}
 
             def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-                bar = tqdm(splits[split], f"{name}: writing {split}", unit=" images", disable=None)
-                for row, pair in enumerate(bar):
-                    yield (
-                        row,
-                        {
-                            "name": pair.name,
-                            # A path: the file's bytes are stored; an array would need TensorFlow.
-                            "image": os.fspath(pair.image),
-                            "mask": pair.mask.read_bytes(),
-                            "presence": presence[split][row],
-                        },
-                    )
+                pairs = checked.pairs[split]
+                bar = tqdm(_ahead(read, pairs), f"{name}: writing {split}", len(pairs), unit=" images", disable=None)
+                for row, (image, mask) in enumerate(bar):
+                    presence = checked.presence[split][row]
+                    yield row, {"name": pairs[row].name, "image": image, "mask": mask, "presence": presence}
 
             def _log_download_bytes(self) -> None:
                 """TFDS announces a download here; there is none."""
@@ -226,6 +154,28 @@ def _write(
         )
         with tempfile.TemporaryDirectory() as unused:  # TFDS makes this folder even where nothing is downloaded
             builder.download_and_prepare(download_dir=unused)
+
+
+def _png(mask: Image.Image) -> bytes:
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    return file.getvalue()
+
+
+def _ahead(read: Callable[[Pair], tuple[bytes, bytes]], pairs: Sequence[Pair]) -> Iterator[tuple[bytes, bytes]]:
+    """`map` in threads, in order, only so far ahead that little memory is held."""
+    count = min(32, 2 * (os.cpu_count() or 1))
+    waiting: collections.deque[Future[tuple[bytes, bytes]]] = collections.deque()
+    pool = ThreadPoolExecutor(count)
+    try:
+        for pair in pairs:
+            waiting.append(pool.submit(read, pair))
+            if len(waiting) > 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -267,12 +217,21 @@ class Reader:
 
     def __call__(self, i: int) -> tuple[Image.Image, Image.Image]:
         record = _source(self.directory, self.split)[i]
-        return decode_image(io.BytesIO(record["image"])), decode_mask(io.BytesIO(record["mask"]))
+        return decode_image(record["image"]), decode_index_mask(record["mask"])
 
 
 def _source(directory: str, split: str) -> Any:
     with _source_lock:  # importing and opening are not thread-safe; reading is
-        return _open(directory, split)
+        try:
+            return _open(directory, split)
+        except Exception as error:  # TFDS, protobuf and ArrayRecord each have their own
+            raise _damaged(directory, error) from error
+
+
+def _damaged(directory: object, error: Exception) -> InputError:
+    return InputError(
+        f"{directory}: this prepared data set is damaged; delete it and prepare it again ({type(error).__name__}: {error})"
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -284,7 +243,27 @@ def _open(directory: str, split: str) -> Any:
 
 
 def dataset(directory: Path, split: str, classes: tuple[str, ...]) -> Dataset:
-    """A split of a directory that `prepare` wrote."""
-    with np.load(directory / "index.npz") as index:
-        names, presence = index[f"{split}/names"].tolist(), index[f"{split}/presence"]
+    """A split of a directory that `prepare` wrote.
+
+    Raises:
+        InputError: a damaged directory, or one of another data set.
+    """
+    try:
+        with np.load(directory / "index.npz") as index:
+            names, presence = index[f"{split}/names"].tolist(), index[f"{split}/presence"]
+        skipped = skipped_images(directory).get(split, {})
+    except Exception as error:  # NumPy, zipfile and JSON each have their own
+        raise _damaged(directory, error) from error
+    if presence.shape[1] != len(classes):
+        raise InputError(
+            f"{directory}: a prepared set of {presence.shape[1]} classes, background included; wanted is one of {len(classes)}"
+        )
+    if skipped:
+        _log.warning("%s: %d bad %s images were left out; %s names them", directory, len(skipped), split, SKIPPED)
     return Dataset(classes, tuple(names), presence, Reader(os.fspath(directory), split))
+
+
+def skipped_images(directory: Path) -> dict[str, dict[str, list[str]]]:
+    """What `skip_bad` left out of a prepared directory: split -> name -> what is wrong with it."""
+    file = directory / SKIPPED
+    return json.loads(file.read_text()) if file.is_file() else {}

@@ -1,23 +1,16 @@
-"""Pascal VOC 2012 with the SBD masks ("train_aug": 10,582 training and 1,449 validation images), or any subset laid out like it.
-
-The official folders are prepared once (checked, and packed into a TFDS directory) and read from there ever after. What was
-prepared is found again by the folder's place and its lists' contents: a subset and the full set live side by side. Files that
-are changed in place afterwards are not noticed; delete the prepared directory then.
-"""
+"""Pascal VOC 2012 with the SBD masks ("train_aug": 10,582 training and 1,449 validation images), or any subset laid out like it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from nest_jax import tasks
-from nest_jax.datasets import Dataset, _prepared
+from nest_jax.datasets import Dataset, _check, _official
+from nest_jax.datasets._check import Pair
 from nest_jax.errors import InputError
-from nest_jax.plugins import Settings, unknown
+from nest_jax.plugins import Settings
 
 CLASSES = (
     "background",
@@ -43,9 +36,23 @@ CLASSES = (
     "tvmonitor",
 )
 ROOT_VARIABLE = "NEST_JAX_VOC_ROOT"
-SPLITS = ("train", "val")
+SPLITS = _official.SPLITS
 
-_NAME = "voc2012"
+IMAGES = {"train": 10582, "val": 1449}
+"""Of the full set, as published."""
+TASK_IMAGES = {
+    ("15-5", "overlapped"): (9568, 2145),
+    ("15-1", "overlapped"): (9568, 487, 299, 491, 500, 548),
+    ("10-1", "overlapped"): (6139, 528, 1177, 444, 482, 3898, 487, 299, 491, 500, 548),
+    ("19-1", "overlapped"): (10410, 548),
+    ("5-3", "overlapped"): (2836, 2331, 1542, 2095, 4484, 1468),
+    ("15-5", "disjoint"): (8437, 2145),
+    ("15-1", "disjoint"): (8437, 378, 299, 420, 500, 548),
+    ("10-1", "disjoint"): (3706, 188, 868, 227, 201, 3247, 378, 299, 420, 500, 548),
+    ("19-1", "disjoint"): (10034, 548),
+}
+"""Training images by protocol and task, as published (lengths of the lists that came with the MiB, PLOP and RCIL code)."""
+
 _AUGMENTED = ("trainaug.txt", "train_aug.txt")  # both names are in use
 _LIST_FOLDERS = ("ImageSets/Segmentation", "ImageSets/SegmentationAug", "ImageSets", "list", "splits")
 _log = logging.getLogger(__name__)
@@ -53,8 +60,8 @@ _log = logging.getLogger(__name__)
 
 def defaults(name: str) -> dict[str, Any]:
     """`root`: the official folders (default: environment variable NEST_JAX_VOC_ROOT). `data_dir`: where prepared data lie
-    (default: TFDS_DATA_DIR, then ~/tensorflow_datasets)."""
-    return {"root": "", "data_dir": ""}
+    (default: TFDS_DATA_DIR, then ~/tensorflow_datasets). `skip_bad`: prepare without the images that have a problem."""
+    return _official.defaults()
 
 
 def classes(settings: Settings) -> tuple[str, ...]:
@@ -68,70 +75,19 @@ def class_orders() -> dict[str, tuple[int, ...]]:
 
 
 def load(settings: Settings, split: str) -> Dataset:
-    """Split "train" (the train_aug list) or "val", rows in the order of the official list.
-
-    With a root (`settings["root"]`, else NEST_JAX_VOC_ROOT) the data are prepared on first use. Without, the one prepared set
-    below the data directory is read; `settings["data_dir"]` may also name a prepared directory itself.
-
-    Raises:
-        InputError: no data, several prepared sets, or a folder that does not hold what its lists say.
-    """
-    if split not in SPLITS:
-        raise InputError(unknown("split of voc2012", split, SPLITS))
-    return _prepared.dataset(_directory(settings), split, CLASSES)
+    """Split "train" (the train_aug list) or "val"; see `_official.load`."""
+    return _official.load(_VOC, settings, split)
 
 
 def prepare(settings: Settings) -> Path:
-    """Checks and packs `settings["root"]`, unless that was done before; returns the prepared directory.
-
-    Raises:
-        InputError: all that is wrong with the folder; nothing is written then.
-    """
-    root, data_dir = Path(os.path.abspath(Path(str(settings["root"])).expanduser())), _data_dir(settings)
-    if _prepared.is_complete(data_dir):
-        raise InputError(
-            f"voc2012: {data_dir} is itself a prepared set, so {root} cannot be prepared into it; "
-            "leave out dataset.root to read the former, or give the latter another dataset.data_dir"
-        )
-    splits = pairs(root)
-    # Absolute paths: they tell a subset from the full set, and are the same from whichever level `root` starts.
-    paths = {split: [(pair.name, str(pair.image), str(pair.mask)) for pair in splits[split]] for split in SPLITS}
-    fingerprint = hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:12]
-    config = f"{len(splits['train'])}_{len(splits['val'])}_{fingerprint}"
-    return _prepared.prepare(_NAME, config, splits, classes=CLASSES, source=root, data_dir=data_dir)
-
-
-def _data_dir(settings: Settings) -> Path:
-    chosen = settings.get("data_dir") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(str(chosen)).expanduser()
-
-
-def _directory(settings: Settings) -> Path:
-    """The prepared directory to read; prepares it if there is a root."""
-    data_dir = _data_dir(settings)
-    if settings.get("root"):
-        return prepare(settings)
-    if os.environ.get(ROOT_VARIABLE) and not _prepared.is_complete(data_dir):
-        return prepare({**settings, "root": os.environ[ROOT_VARIABLE]})
-    found = _prepared.find(_NAME, data_dir)
-    if len(found) == 1:
-        return found[0]
-    ways = f"give the folder that holds VOCdevkit or VOC2012 by --config.dataset.root=DIR or the environment variable {ROOT_VARIABLE}"
-    if found:
-        listed = "".join(f"\n  {path}" for path in found)
-        raise InputError(
-            f"voc2012: {len(found)} prepared sets in {data_dir}:{listed}\nchoose one by --config.dataset.data_dir, or {ways}"
-        )
-    raise InputError(
-        f"voc2012: no data: {ways}; or prepare once with `python -m nest_jax.prepare voc2012 --source DIR "
-        f"[--data_dir DIR]` (nothing prepared in {data_dir})"
-    )
+    """Checks and packs `settings["root"]`; see `_official.prepare`."""
+    return _official.prepare(_VOC, settings)
 
 
 # ------------------------------------------------------------------------------------------------------------------ layouts
 
 
-def pairs(root: Path) -> dict[str, list[_prepared.Pair]]:
+def pairs(root: Path) -> dict[str, list[Pair]]:
     """The images and masks of both splits, found by their lists in any of the usual layouts.
 
     `root` is VOC2012, VOCdevkit, or the folder around either. Lists: trainaug.txt or train_aug.txt, else train.txt, and
@@ -139,9 +95,9 @@ def pairs(root: Path) -> dict[str, list[_prepared.Pair]]:
     it, or beside VOCdevkit. SegmentationClass serves for train.txt where there is no SegmentationClassAug, and for val.
 
     Raises:
-        InputError: no such folder, list or mask folder; a line of another form.
+        InputError: no such folder, list or mask folder; lines of another form.
     """
-    voc = _voc_folder(root)
+    voc = _official.only_folder("voc2012", (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"), "JPEGImages")
     around = (voc, voc.parent, voc.parent.parent)
     train = _find_list(around, *_AUGMENTED) or _find_list(around, "train.txt")
     val = _find_list(around, "val.txt")
@@ -166,19 +122,6 @@ def pairs(root: Path) -> dict[str, list[_prepared.Pair]]:
     return {"train": _read_list(train, around, masks, None), "val": _read_list(val, around, masks, plain)}
 
 
-def _voc_folder(root: Path) -> Path:
-    """The folder that holds JPEGImages."""
-    if not root.is_dir():
-        raise InputError(
-            f"voc2012: {root}: no such directory (from --config.dataset.root, --source or {ROOT_VARIABLE})"
-        )
-    tried = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
-    for folder in tried:
-        if (folder / "JPEGImages").is_dir():
-            return Path(os.path.abspath(folder))  # its parents are looked at, and "." has none
-    raise InputError(f"voc2012: no folder JPEGImages in {', '.join(map(str, tried))}")
-
-
 def _find_list(around: tuple[Path, ...], *names: str) -> Path | None:
     for base in around:
         for folder in _LIST_FOLDERS:
@@ -188,13 +131,11 @@ def _find_list(around: tuple[Path, ...], *names: str) -> Path | None:
     return None
 
 
-def _read_list(file: Path, around: tuple[Path, ...], masks: Path, other_masks: Path | None) -> list[_prepared.Pair]:
+def _read_list(file: Path, around: tuple[Path, ...], masks: Path, other_masks: Path | None) -> list[Pair]:
     """The pairs that a list names; whether they exist is found out later, all at once."""
-    found = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        words, origin = line.split(), f"{file}, line {number}"
-        if not words:
-            continue
+    found, wrong = [], []
+    for origin, line in _official.read_list("voc2012", file):
+        words = line.split()
         if len(words) == 1:
             name = Path(words[0]).name.removesuffix(".jpg")
             image, mask = around[0] / "JPEGImages" / f"{name}.jpg", masks / f"{name}.png"
@@ -202,12 +143,13 @@ def _read_list(file: Path, around: tuple[Path, ...], masks: Path, other_masks: P
             image, mask = (_resolve(word, around) for word in words)
             name = image.stem
         else:
-            raise InputError(f"voc2012: {origin}: {line!r} is neither a name nor two paths (image and mask)")
+            wrong.append(f"{origin}: {line!r} is neither a name nor two paths (image and mask)")
+            continue
         if other_masks is not None and not mask.exists() and (other_masks / f"{name}.png").exists():
             mask = other_masks / f"{name}.png"
-        found.append(_prepared.Pair(name, image, mask, origin))
-    if not found:
-        raise InputError(f"voc2012: {file} names no image")
+        found.append(Pair(name, image, mask, origin))
+    if wrong:
+        raise InputError(_check.report("voc2012: lines that name no image", wrong))
     return found
 
 
@@ -215,3 +157,12 @@ def _resolve(path: str, around: tuple[Path, ...]) -> Path:
     """A list's path: relative to VOC2012 or to a folder above it, although it starts with a slash."""
     places = [base / path.lstrip("/") for base in around]
     return next((place for place in places if place.exists()), places[0])
+
+
+_VOC = _official.Official(
+    "voc2012",
+    CLASSES,
+    ROOT_VARIABLE,
+    "the folder that holds VOCdevkit or VOC2012",
+    lambda root: _official.Found(pairs(root)),
+)

@@ -1,8 +1,9 @@
-"""The DeepLabV3 head of the published code (Chen et al. 2017, as in MiB, PLOP, RCIL and NeST)."""
+"""The DeepLabV3 head of the published code (Chen et al. 2017, as in MiB, PLOP and NeST); `_rc` with two branches, as in RCIL."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,15 +13,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from nest_jax import two_branch
 from nest_jax.errors import InputError
-from nest_jax.layers import Conv, InPlaceABN, scaled_normal
+from nest_jax.layers import Conv, InPlaceABN, leaky_relu, scaled_normal
 from nest_jax.torch_weights import leaf_name
 
-DILATIONS = {16: (6, 12, 18), 8: (12, 24, 32)}
+NAMES = ("deeplabv3", "deeplabv3_rc")
+
+DILATIONS = {32: (6, 12, 18), 16: (6, 12, 18), 8: (12, 24, 32)}
 POOLING_SIZE = 32
 # xavier_normal with PyTorch's gain for a leaky ReLU: the variance is gain^2 * 2 / (fan_in + fan_out)
 GAIN = math.sqrt(2 / (1 + 0.01**2))
 xavier_normal = scaled_normal(GAIN**2, "fan_avg")
+# RCIL's norms are told a slope of 1, since the activation comes after them, and the published initialisation reads it there: gain 1
+TWO_BRANCH = {"branches": two_branch.both, "init": scaled_normal(1.0, "fan_avg")}
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -53,15 +59,22 @@ class DeepLabV3(nn.Module):
     channels: int
     dilations: tuple[int, ...]
     norm: Callable[..., nn.Module] = InPlaceABN
+    branches: Callable[..., Array] = two_branch.single
+    init: Callable[..., Array] = xavier_normal
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, body: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w d"]:
-        conv = partial(Conv, self.channels, init=xavier_normal, dtype=self.dtype)
-        branches = [conv(name="map_convs_0")(body)]
-        for index, dilation in enumerate(self.dilations, start=1):
-            branches.append(conv(3, dilation=dilation, name=f"map_convs_{index}")(body))
-        x = self.norm(dtype=self.dtype, name="map_bn")(jnp.concatenate(branches, -1), train)
+        conv = partial(Conv, self.channels, init=self.init, dtype=self.dtype)
+
+        def branch(suffix: str, activation: Callable, train: bool) -> Array:
+            parts = [conv(name=f"map_convs{suffix}_0")(body)]
+            for index, dilation in enumerate(self.dilations, start=1):
+                parts.append(conv(3, dilation=dilation, name=f"map_convs{suffix}_{index}")(body))
+            norm = self.norm(activation=activation, dtype=self.dtype, name=f"map_bn{suffix}")
+            return norm(jnp.concatenate(parts, -1), train)
+
+        x = self.branches(branch, leaky_relu, train)
         x = conv(name="red_conv")(x)
         pool = conv(name="global_pooling_conv")(image_pooling(body, train))
         pool = self.norm(dtype=self.dtype, name="global_pooling_bn")(pool, train)
@@ -81,9 +94,10 @@ def build(name: str, settings: Any, dtype: Any, *, output_stride: int = 16) -> n
             f"decoder.dilations: () means the published values, and there are none for output stride {output_stride}"
             f" (only {', '.join(map(str, DILATIONS))}); give them, e.g. (3, 6, 9)"
         )
-    return DeepLabV3(int(settings["channels"]), dilations, dtype=dtype)
+    style: dict[str, Any] = TWO_BRANCH if name == "deeplabv3_rc" else {}
+    return DeepLabV3(int(settings["channels"]), dilations, dtype=dtype, **style)
 
 
 def torch_name(path: tuple[str, ...]) -> str:
     """The published name of a leaf: ("map_convs_1", "kernel") -> "map_convs.1.weight"."""
-    return ".".join((*path[:-1], leaf_name(path[-1]))).replace("map_convs_", "map_convs.")
+    return re.sub(r"^(map_convs(_new)?)_", r"\1.", ".".join((*path[:-1], leaf_name(path[-1]))))
