@@ -18,9 +18,9 @@ import time
 import jax
 import numpy as np
 
+from nest_jax import base, loader, memory, phases, sharding, train, writers
 from nest_jax import config as configs
 from nest_jax import data as task_data
-from nest_jax import loader, memory, phases, sharding, train, writers
 from nest_jax import segmenter as seg
 from nest_jax.datasets import Dataset
 
@@ -39,12 +39,12 @@ def measure(config, rounds: int) -> dict[str, list[float]]:
     mesh, steps = sharding.mesh(), {}
 
     def capture(context, phase, step, carry, frozen, batches, count):
-        replicated = sharding.replicated(mesh)
-        compiled = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+        carry = sharding.place(carry, mesh)
+        compiled = phases.compile_step(step, carry, mesh)
         placed = sharding.global_batch(batch, mesh)
-        frozen = sharding.replicate(frozen, mesh)
-        carry, _ = jax.block_until_ready(compiled(sharding.replicate(carry, mesh), frozen, placed))
-        steps[phase] = [compiled, sharding.replicate(carry, mesh), frozen, placed]
+        frozen = sharding.place(frozen, mesh)
+        carry, _ = jax.block_until_ready(compiled(carry, frozen, placed))
+        steps[phase] = [compiled, sharding.place(carry, mesh), frozen, placed]
         return carry
 
     precision = jax.default_matmul_precision("highest" if config.dtype == "float32" else "default")
@@ -52,10 +52,10 @@ def measure(config, rounds: int) -> dict[str, list[float]]:
         data = task_data.Data(config, protocol, protocol, stand_in, stand_in)
         run = train.Run(config, workdir, mesh, writer, seg.build(config), data)
         phases.run = capture
-        previous = train.base_model(run)
+        previous = base.model(config, run.segmenter, data, train.task_key(run, 0))
         context = phases.Context(workdir, config, mesh, writer, 1, {}, {})
-        start, _ = train.prepared_model(run, context, previous)
-        train.train_task(run, context, start, previous)
+        student, _ = train.prepared_student(run, context, previous)
+        train.train_task(run, context, student, previous)
     seconds = {phase: [] for phase in steps}
     for _ in range(rounds):
         for phase, (compiled, carry, frozen, placed) in steps.items():

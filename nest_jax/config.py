@@ -35,6 +35,7 @@ Config = Any  # ConfigDict or FrozenConfigDict; their attributes are known when 
 HARMLESS = (
     "log.*",
     "checkpoint.*",
+    "sharding.*",
     "train.workers",
     "evaluate.pictures",
     "evaluate.batch_size",

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from nest_jax import extension, loader, plugins, pretuning, storage, tasks
+from nest_jax import extension, loader, plugins, pretuning, storage, tasks, writers
 from nest_jax.datasets import Dataset
 from nest_jax.errors import InputError
 from nest_jax.tasks import Protocol
@@ -49,15 +49,19 @@ def load(config: Any, protocol: Protocol, reported: Protocol) -> Data:
     )
     data = Data(config, protocol, reported, train, val)
     for task in range(1 if config.extend_from else 0, len(protocol)):
-        images = len(training_images(data, task))
-        if images < config.train.batch_size:
+        images = training_images(data, task)
+        if len(images) < config.train.batch_size:
             raise InputError(
-                f"task {task} has {images} training images, fewer than train.batch_size={config.train.batch_size}; "
+                f"task {task} has {len(images)} training images, fewer than train.batch_size={config.train.batch_size}; "
                 "choose a smaller batch"
             )
         if not len(tasks.test_indices(data.val.presence, protocol, task)):
             names = ", ".join(data.class_names(protocol.seen(task)[1:]))
             raise InputError(f"task {task}: no validation image shows one of its classes ({names})")
+        empty = [c for c in protocol.new(task) if not train.presence[images, c].any()]
+        if empty:
+            names = ", ".join(data.class_names(tuple(empty)))
+            writers.warn_once(f"task {task}: no training image shows {names}: not to be learnt from these data")
     return data
 
 
@@ -161,8 +165,11 @@ def preparation(data: Data, task: int) -> pretuning.Batches:
     )
 
 
-def test(data: Data, indices: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """Validation images in order: centre crops, or full images one at a time; the last batch is padded with label 255."""
+def test(data: Data, indices: np.ndarray, *, whole: bool = False) -> Iterator[dict[str, np.ndarray]]:
+    """Validation images in order: centre crops, or full images one at a time; the last batch is padded with label 255.
+
+    Every process gets its rows of each batch, or where `whole` all of them.
+    """
     full = data.config.evaluate.full_images
     return loader.eval_batches(
         data.val,
@@ -170,7 +177,7 @@ def test(data: Data, indices: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         size=None if full else data.config.train.crop_size,
         batch_size=1 if full else data.config.evaluate.batch_size,
         workers=data.config.train.workers,
-        process=(0, 1) if full else process(),
+        process=(0, 1) if whole else process(),
     )
 
 

@@ -1,6 +1,7 @@
 """Evaluation: the prediction is the argmax of the upsampled logits; one confusion matrix over the whole set."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from nest_jax import blockwise, pictures, sharding, tasks, writers
+from nest_jax import blockwise, interruption, pictures, sharding, tasks, writers
 from nest_jax import data as task_data
 from nest_jax import segmenter as seg
 from nest_jax.data import Data
@@ -26,13 +27,15 @@ def confusion(labels: Int[Array, "..."], predictions: Int[Array, "..."], classes
     return jnp.matmul(truth.T, guess, precision=jax.lax.Precision.HIGHEST).astype(jnp.int32)
 
 
-def make_step(segmenter: Segmenter, *, block_rows: int = 0) -> Callable[[Any, Array, dict[str, Array]], tuple]:
-    """`step(model, table, batch) -> (confusion int32 [classes, classes], predictions uint8 [b, H, W])`, jitted.
+def make_step(
+    segmenter: Segmenter, mesh: Mesh, *, block_rows: int = 0
+) -> Callable[[Any, Array, dict[str, Array]], tuple]:
+    """`step(model, table, batch) -> (confusion int32 [classes, classes], predictions uint8 [b, H, W])`, jitted, both on every device.
 
     `model` = {"network", "classifier", "batch_stats"}; `table` uint8 [256] maps raw labels to the model's classes; 255 is not scored.
     """
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def step(model, table, batch):
         classes = model["classifier"]["bias"].shape[0]
         labels = table[batch["label"].astype(jnp.int32)].astype(jnp.int32)
@@ -57,15 +60,13 @@ def run(data: Data, segmenter: Segmenter, mesh: Mesh, task: int, model: dict, wo
     """
     config = data.config
     # Full images have any height; a block must divide it, so the size decides there.
-    step = make_step(segmenter, block_rows=0 if config.evaluate.full_images else config.loss.block_rows)
+    step = make_step(segmenter, mesh, block_rows=0 if config.evaluate.full_images else config.loss.block_rows)
     table = tasks.test_table(data.protocol, task)
     placed = sharding.replicate({"model": model, "table": table}, mesh)
 
-    def evaluated(indices: np.ndarray) -> Iterator[tuple[dict[str, np.ndarray], Array, Array]]:
-        for batch in task_data.test(data, indices):
+    def evaluated(indices: np.ndarray, *, whole: bool) -> Iterator[tuple[dict[str, np.ndarray], Array, Array]]:
+        for batch in task_data.test(data, indices, whole=whole):
             inputs = {"image": batch["image"], "label": batch["label"]}
-            # A single full image is not divided: every device computes all of it.
-            whole = config.evaluate.full_images
             inputs = sharding.replicate(inputs, mesh) if whole else sharding.global_batch(inputs, mesh)
             yield batch, *step(placed["model"], placed["table"], inputs)
 
@@ -74,11 +75,14 @@ def run(data: Data, segmenter: Segmenter, mesh: Mesh, task: int, model: dict, wo
     total = np.zeros((classes, classes), np.int64)
     steps = task_data.test_steps(data, len(indices))
     with writers.progress(steps, 0, f"task {task} evaluation", enabled=config.log.progress) as bar:
-        for batch, matrix, _ in evaluated(indices):
+        # A single full image is not divided: every device computes all of it.
+        for batch, matrix, _ in evaluated(indices, whole=config.evaluate.full_images):
             total += np.asarray(matrix, np.int64)
+            if jax.process_count() == 1 and interruption.requested():
+                raise interruption.Stopped(f"task {task}, evaluation")
             bar.update(1, images=len(batch["image"]) * jax.process_count())
-    if config.evaluate.pictures and jax.process_count() == 1:  # predictions of other processes are not at hand
-        _save_pictures(data, task, evaluated(task_data.picture_indices(data)), workdir)
+    if config.evaluate.pictures:
+        _save_pictures(data, task, evaluated(task_data.picture_indices(data), whole=True), workdir)
     return total
 
 
@@ -97,4 +101,5 @@ def _save_pictures(data: Data, task: int, evaluated: Iterator[tuple], workdir: A
                 truths.append(table[label])
                 predictions.append(guess)
     class_names = data.class_names(data.protocol.seen(last))
-    pictures.save_predictions(workdir, task, names, images, truths, predictions, class_names)
+    if jax.process_index() == 0:
+        pictures.save_predictions(workdir, task, names, images, truths, predictions, class_names)

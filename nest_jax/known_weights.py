@@ -267,7 +267,9 @@ def _blocks(name: str, progress: bool) -> Iterator[bytes]:
                     yield block
         if done < length:
             raise ConnectionError(f"the connection ended after {done:,} of {length:,} bytes")
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the connection
+        raise InputError(f"{url} could not be fetched: {error}. You can also {by_hand(name)}") from error
     except (OSError, http.client.HTTPException) as error:
-        # an HTTPError says "HTTP Error 404: Not Found"; other URLErrors hold the error of the socket
-        reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        reason = getattr(error, "reason", error)  # a URLError's is the error of the socket
         raise InputError(f"{url} could not be fetched: {reason}. You can also {by_hand(name)}") from error

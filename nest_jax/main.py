@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import NoReturn
 
-from nest_jax import __version__, config, memory, plugins, tasks, validation
+from nest_jax import __version__, config, interruption, memory, plugins, tasks, validation
 from nest_jax.errors import InputError, TrainingError
 
 INPUT_ERROR, TRAINING_ERROR, INTERRUPTED = 2, 3, 130  # exit codes
@@ -22,7 +22,8 @@ examples:
   python -m nest_jax.main --config=configs/voc_15_1.py --config.train.epochs=30,10 --config.seed=1 --validate_only
 
 A run that was stopped continues when the same command is given again. Exit codes: 0 done, 2 something in the input is
-wrong, 3 training cannot go on (a loss is not finite), 130 interrupted.
+wrong, 3 training cannot go on (a loss is not finite), 130 interrupted. SIGTERM and Ctrl-C end it after the step in hand,
+saved, with 0; a second one interrupts at once.
 configs: """
 
 
@@ -55,8 +56,13 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         "--validate_only", action="store_true", help="check the config, print it and its tasks, and stop"
     )
     parser.add_argument(
-        "--multihost", action="store_true", help="one of several processes: jax.distributed.initialize() first"
+        "--multihost",
+        action="store_true",
+        help="one of several processes; on Cloud TPU, Slurm and Kubernetes nothing else is needed",
     )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 listens")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="elsewhere: how many there are")
+    parser.add_argument("--process_id", type=int, metavar="I", help="elsewhere: which one this is, from 0")
     parser.add_argument(
         "--version", action="version", version=f"nest_jax {__version__} (jax {metadata.version('jax')})"
     )
@@ -92,10 +98,7 @@ def run(arguments: Sequence[str]) -> None:
     memory.keep_freed()
     settings = config.load(flags.config)
     config.override(settings, overrides, spec=flags.config)
-    if flags.multihost:
-        import jax
-
-        jax.distributed.initialize()
+    join_processes(flags)
     validation.validate(settings)
     if flags.validate_only:
         print(describe(settings))
@@ -109,7 +112,35 @@ def run(arguments: Sequence[str]) -> None:
     absl.flags.FLAGS(sys.argv[:1])  # Grain's worker processes want absl's flags parsed
     logging.basicConfig(format="%(message)s")
     logging.getLogger("nest_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    train.run(settings, flags.workdir or f"runs/{settings.name}")
+    with interruption.listening():
+        train.run(settings, flags.workdir or f"runs/{settings.name}")
+
+
+def join_processes(flags: argparse.Namespace) -> None:
+    """Makes this process one of several, if the flags say so.
+
+    Raises:
+        InputError: flags that do not fit together, or processes that do not find each other.
+    """
+    given = {name: getattr(flags, name) for name in ("coordinator", "num_processes", "process_id")}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) < len(given) and missing:
+        raise InputError(f"--coordinator, --num_processes and --process_id go together; missing: {', '.join(missing)}")
+    if missing and not flags.multihost:
+        return
+    if not missing and not 0 <= flags.process_id < flags.num_processes:
+        raise InputError(
+            f"--process_id={flags.process_id}: with --num_processes={flags.num_processes} it is 0 to {flags.num_processes - 1}"
+        )
+    import jax
+
+    try:
+        jax.distributed.initialize(flags.coordinator, flags.num_processes, flags.process_id)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--multihost: {str(error).strip().splitlines()[0]} On Cloud TPU, Slurm and Kubernetes --multihost is enough; elsewhere give every "
+            "process --coordinator=HOST:PORT --num_processes=N --process_id=I"
+        ) from error
 
 
 def describe(settings: config.Config) -> str:
@@ -134,6 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         print(f"training stopped: {error}", file=sys.stderr)
         return TRAINING_ERROR
+    except interruption.Stopped as stopped:
+        print(f"stopped and saved ({stopped}); the same command continues", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return INTERRUPTED

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from nest_jax import checkpoints, rundir, sharding, writers
+from nest_jax import checkpoints, interruption, rundir, sharding, writers
 from nest_jax.errors import TrainingError
 
 PHASES = ("statistics", "pretuning", "preparation", "training")  # in the order in which they run within a task
@@ -53,10 +53,11 @@ def run(
 
     Raises:
         TrainingError: a scalar is not finite; names every scalar, the step and the last good checkpoint.
+        Stopped: a signal asked for it; the state after the step in hand is saved.
     """
     config, task = context.config, context.task
     start = 0
-    carry = sharding.replicate(carry, context.mesh)
+    carry = sharding.place(carry, context.mesh)
     if newest := rundir.latest_rolling(context.workdir, task):
         saved = checkpoints.metadata(newest)
         if PHASES.index(saved["phase"]) > PHASES.index(phase):
@@ -67,9 +68,8 @@ def run(
             context.seconds.update(saved["seconds"])
             context.steps.update(saved["steps"])
     context.writer.rewind(task, phase, start + 1)
-    frozen = sharding.replicate(frozen, context.mesh)
-    replicated = sharding.replicated(context.mesh)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+    frozen = sharding.place(frozen, context.mesh)
+    compiled = compile_step(step, carry, context.mesh)
 
     clock = last_save = time.monotonic()
     spent = context.seconds.get(phase, 0.0)
@@ -78,7 +78,10 @@ def run(
         for done, batch in enumerate(batches(start), start + 1):
             carry, scalars = compiled(carry, frozen, sharding.global_batch(batch, context.mesh))
             waiting.append((done, scalars))
+            stop = interruption.agreed(meeting=done % config.log.every_steps == 0 or done == steps)
             due = _due(config.checkpoint, done, time.monotonic() - last_save) and done < steps
+            # The end of training is saved, so that a kill during the evaluation costs the evaluation alone.
+            due |= stop or (done == steps and phase == PHASES[-1])
             loss = None
             if due or done == steps or done % config.log.every_steps == 0:
                 loss = _log(context, phase, waiting)  # the only place that waits for the device
@@ -91,7 +94,15 @@ def run(
                 extra = {"seconds": context.seconds, "steps": context.steps}
                 rundir.save_rolling(context.workdir, task, phase, done, carry, extra, keep=config.checkpoint.keep)
                 last_save = time.monotonic()
+            if stop:
+                raise interruption.Stopped(f"task {task}, {phase}, step {done} of {steps}")
     return carry
+
+
+def compile_step(step: Callable, carry: Any, mesh: Mesh) -> Callable:
+    """`step` jitted: its carry is donated and comes back where it lay, its scalars go to every device."""
+    kept = jax.tree.map(lambda leaf: leaf.sharding, carry)
+    return jax.jit(step, donate_argnums=0, out_shardings=(kept, sharding.replicated(mesh)))
 
 
 def _due(settings: Any, done: int, since_save: float) -> bool:

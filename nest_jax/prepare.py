@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
     lines = [line for images in skipped.values() for found in images.values() for line in found]
     if lines:
         counts = _counts({split: len(images) for split, images in skipped.items()})
-        print(_check.report(f"left out as bad: {counts} images, listed in {directory / _prepared.SKIPPED}", lines))
+        print(_check.report(f"bad and left out: {counts}; {directory / _prepared.SKIPPED} lists them", lines))
     print("\n".join(comparison(plugin, splits)))
 
 
@@ -106,12 +106,15 @@ def _row(numbers: Sequence[int]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code. Bad input is one message and code 2."""
+    """The command line; returns the exit code. Bad input is one message and code 2, Ctrl-C 130."""
     try:
         run(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing is left behind; the same command begins again", file=sys.stderr)
+        return 130
     return 0
 
 

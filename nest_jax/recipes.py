@@ -109,6 +109,8 @@ def base(
             },
             # full_images: whole images, one at a time, in place of centre crops; compiled once for every size that occurs.
             "evaluate": {"batch_size": 24, "full_images": False, "pictures": 8},
+            # fsdp: so many neighbouring devices share parameters and optimiser state instead of each holding all.
+            "sharding": {"fsdp": 1},
             "checkpoint": {"every_seconds": 600, "every_steps": 0, "keep": 2},
             "log": {"every_steps": 10, "tensorboard": False, "progress": True},
             "loss": {"block_rows": 0},  # rows of the image per block of the loss; 0 = chosen by size

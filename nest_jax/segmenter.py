@@ -99,7 +99,7 @@ def apply(
     rngs = None if key is None else {"dropout": key}
     if train:
         features, updates = segmenter.network.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
-        batch_stats = updates.get("batch_stats", {})
+        batch_stats = updates["batch_stats"] if batch_stats else batch_stats
     else:
         features = segmenter.network.apply(variables, images, train=False, rngs=rngs)
     return jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), features), dict(batch_stats)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from nest_jax import blockwise
 from nest_jax import segmenter as seg
@@ -26,29 +26,33 @@ def make(
     *,
     accumulation: int = 1,
     block_rows: int = 0,
+    gather: Callable[[Any], Any] = lambda tree: tree,
 ) -> Step:
     """`step(state, frozen, batch) -> (state, terms)`, pure; the caller jits it.
 
     `frozen` = {"teacher": {"network", "classifier", "batch_stats"} or None, "table": uint8 [256], "key": uint32 [2]}.
     `batch` = {"image" uint8 (or normalised float) [b, H, W, 3], "label" uint8 [b, H, W], raw}. `terms` are the weighted loss terms and their
-    sum "loss", means over the batch. With `accumulation` > 1 the batch is cut into that many parts, one after the other: the gradient
+    sum "loss", means over the batch; with a teacher also "similarity" and "similarity_std", mean and standard deviation over positions of the cosine
+    between its pre-logits and the student's, which are watched and not trained. `gather` makes sharded parameters whole. With `accumulation` > 1 the batch is cut into that many parts, one after the other: the gradient
     is that of the whole batch, batch statistics are those of each part.
     """
 
     def loss(params, batch_stats, frozen, prepared, images, labels, key):
+        params, batch_stats = gather(params), gather(batch_stats)
         labels = frozen["table"][labels.astype(jnp.int32)].astype(jnp.int32)
         features, batch_stats = seg.apply(segmenter, params["network"], batch_stats, images, train=True, key=key)
         logits = seg.logits(features.pre_logits, params["classifier"])
         old_features, old_logits = None, None
         if method.teacher:
-            teacher = frozen["teacher"]
+            teacher = gather(frozen["teacher"])
             old_features, _ = seg.apply(segmenter, teacher["network"], teacher["batch_stats"], images, train=False)
             old_logits = seg.logits(old_features.pre_logits, teacher["classifier"])
         pixel_terms = partial(method.pixel_terms, prepared=prepared) if method.preparation else method.pixel_terms
         sums = blockwise.sums_per_image(pixel_terms, logits, old_logits, labels, rows=block_rows)
         terms = method.combine(sums, labels.shape[1] * labels.shape[2])
         terms = {**terms, **method.feature_terms(features, old_features, logits, old_logits)}
-        return sum(terms.values()), (batch_stats, terms)
+        watched = similarity(features.pre_logits, old_features.pre_logits) if old_features else {}
+        return sum(terms.values()), (batch_stats, {**terms, **watched})
 
     gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -88,6 +92,14 @@ def make(
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.prepared), terms
 
     return step
+
+
+def similarity(features: Float[Array, "b h w d"], old_features: Float[Array, "b h w d"]) -> dict[str, Array]:
+    """Mean and standard deviation over positions of the cosine of two feature maps (what NeST's fig. 4 shows); no gradient."""
+    new, old = jax.lax.stop_gradient((features, old_features))
+    norms = jnp.linalg.norm(new, axis=-1) * jnp.linalg.norm(old, axis=-1)
+    cosine = jnp.sum(new * old, axis=-1) / jnp.maximum(norms, 1e-12)
+    return {"similarity": jnp.mean(cosine), "similarity_std": jnp.std(cosine)}
 
 
 def make_preparation(segmenter: Segmenter, method: Method, *, block_rows: int = 0) -> Callable:

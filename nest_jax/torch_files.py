@@ -104,10 +104,12 @@ def write_safetensors(path: str | Path, arrays: Mapping[str, np.ndarray], metada
 def _decoded(path: Path, data: bytes) -> dict[str, np.ndarray]:
     if data[:4] == b"PK\x03\x04":
         return _arrays(_read_zip(path, data), len(data))
+    if (
+        data[8:9] == b"{"
+    ):  # before the next: the length of a header may begin like a pickle, and a legacy file has \xf9 here
+        return _read_safetensors(data)
     if data[:1] == b"\x80":
         return _arrays(_read_legacy(path, data), len(data))
-    if data[8:9] == b"{":
-        return _read_safetensors(data)
     what = next((f": it is {what}" for start, what in FOREIGN.items() if data.startswith(start)), "")
     raise InputError(f"{path} is not a PyTorch (.pth) or .safetensors file{what if data else ': it is empty'}")
 

@@ -31,7 +31,7 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-LIMIT = 5_000_000  # instructions; a checkpoint of ResNet-101 with its optimiser has about 50 thousand
+LIMIT = 2_000_000  # instructions; a checkpoint of ResNet-101 with its optimiser has about 50 thousand
 MAX_DIMENSIONS = 32
 MAX_ARGUMENTS = 16
 # Instructions that push their argument, and those that push a constant.

@@ -80,7 +80,7 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         writers.say(tasks.describe(learnt, presence=None if config.extend_from else data.train.presence))
         if config.extend_from:
             writers.say(f"task 0 is {config.extend_from}, taken over as it is")
-        shared = Run(config, workdir, sharding.mesh(), writer, seg.build(config), data)
+        shared = Run(config, workdir, sharding.mesh(config.sharding.fsdp), writer, seg.build(config), data)
         model = {} if continues(workdir) else base.model(config, shared.segmenter, data, task_key(shared, 0))
         # Data, weights and an earlier run's base model are there: from now on the workdir is this config's.
         configs.claim(config, workdir, write=jax.process_index() == 0)
@@ -227,6 +227,7 @@ def train_task(run: Run, context: phases.Context, student: Student, teacher: Mod
         optimiser,
         accumulation=config.gradient_accumulation,
         block_rows=run.config.loss.block_rows,
+        gather=partial(sharding.gathered, mesh=run.mesh),
     )
     batches = partial(task_data.augmented, data, task, "training", stop=steps)
     start = state.create(student.model, optimiser, prepared)

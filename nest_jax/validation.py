@@ -45,6 +45,7 @@ RULES: dict[str, Rule] = {
     "log.every_steps": POSITIVE,
     "keep": POSITIVE,
     "block_rows": NATURAL,
+    "fsdp": POSITIVE,
     "distillation": FINITE,
     "channels": POSITIVE,
     "output_stride": POSITIVE,
@@ -179,6 +180,8 @@ def _together(config: Config) -> list[str]:
             f"train.batch_size={train.batch_size}: not divisible by train.gradient_accumulation x devices "
             f"= {train.gradient_accumulation} x {devices}"
         )
+    if config.sharding.fsdp >= 1 and devices % config.sharding.fsdp:
+        problems.append(f"sharding.fsdp={config.sharding.fsdp}: does not divide the {devices} devices")
     if not config.evaluate.full_images and config.evaluate.batch_size >= 1 and config.evaluate.batch_size % devices:
         problems.append(f"evaluate.batch_size={config.evaluate.batch_size}: not divisible by the {devices} devices")
     method, backbone = plugins.load("methods", config.method.name), plugins.load("backbones", config.backbone.name)

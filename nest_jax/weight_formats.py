@@ -6,10 +6,14 @@ the PyTorch code of MiB, PLOP, RCIL and NeST.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
+from nest_jax import upsample
 from nest_jax.torch_weights import matches
 
 T = TypeVar("T")
@@ -29,6 +33,7 @@ class Format(NamedTuple):
         ignore: regular expressions of the source's names that segmentation does not use: its classification layers, its buffers.
         keep: those of names that the network has and the source lacks; they start as the network makes them.
         norm: the `norm` of the backbone's settings that the weights were trained with, where there is a choice.
+        fit: (the source's name, array, the network's shape) -> array, where another shape can be made to fit.
     """
 
     title: str
@@ -37,6 +42,7 @@ class Format(NamedTuple):
     ignore: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     norm: str | None = None
+    fit: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray] = lambda name, value, shape: value
 
 
 def torchvision_resnet(name: str) -> str:
@@ -54,13 +60,28 @@ def timm_swin(name: str) -> str:
     return re.sub(r"^layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", name)
 
 
+def positions(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """ViT's `pos_embed` [1, 1 + n², c] for another grid of patches: bilinear, the class token as it is; other entries unchanged.
+
+    The published code makes the 24 x 24 of the ImageNet weights the 32 x 32 of its images in this way.
+    """
+    if name != "pos_embed" or value.ndim != 3 or len(shape) != 3:
+        return value
+    old, new = (math.isqrt(max(count - 1, 0)) for count in (value.shape[1], shape[1]))
+    if (1, 1 + old * old, shape[2]) != value.shape or 1 + new * new != shape[1] or old == new:
+        return value
+    matrix = upsample.matrix(new, old)
+    grid = np.einsum("Hh,hwc,Ww->HWc", matrix, value[0, 1:].reshape(old, old, -1), matrix, optimize=True)
+    return np.concatenate([value[:, :1], grid.reshape(1, new * new, -1)], axis=1)
+
+
 SWIN = {"ignore": (r"(norm|head)\..*", BUFFERS), "keep": (r"norm\d\..*",)}
 FORMATS = (
     Format("InPlace-ABN ResNet (Mapillary)", "resnet", ignore=(r"(classifier\.)?fc\..*",), norm="iabn"),
     Format("torchvision / timm ResNet", "resnet", torchvision_resnet, ignore=(r"fc\..*",), norm="bn"),
     Format("Swin (official)", "swin", **SWIN),
     Format("Swin (timm)", "swin", timm_swin, **SWIN),
-    Format("ViT (timm)", "vit", ignore=(r"(norm|head)\..*",)),
+    Format("ViT (timm)", "vit", ignore=(r"(norm|head)\..*",), fit=positions),
     Format("EfficientNet-Lite", "efficientnet_lite", ignore=(r"(_conv_head|_bn1|_fc)\..*",)),
 )
 OTHER = Format("the network's own names", "")

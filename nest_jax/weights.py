@@ -65,7 +65,8 @@ def load_backbone(
     path = known_weights.find(settings)
     state = weight_formats.body(torch_weights.read(path))
     target = {"params": params, "batch_stats": batch_stats}
-    published = {torch_name(torch_weights.leaf_path(key)[1:]) for key, _ in jax.tree_util.tree_leaves_with_path(target)}
+    leaves = jax.tree_util.tree_leaves_with_path(target)
+    published = {torch_name(torch_weights.leaf_path(key)[1:]): leaf.shape for key, leaf in leaves}
     form = weight_formats.nearest(str(settings["name"]), published, state)
     source = f"{path}, whose names are nearest to those of {form.title},"
     norm = settings.get("norm", "iabn")
@@ -79,10 +80,13 @@ def load_backbone(
         own = form.name(torch_name(leaf))
         return own if own in state else form.name(twin(torch_name(leaf)))
 
-    tree = torch_weights.to_tree(state, target, name, ignore=form.ignore, keep=form.keep, source=source)
+    shapes = {form.name(key): shape for key, shape in published.items()}
+    fitted = {key: form.fit(key, value, shapes.get(key, value.shape)) for key, value in state.items()}
+    tree = torch_weights.to_tree(fitted, target, name, ignore=form.ignore, keep=form.keep, source=source)
     left_out = sorted(key for key in state if torch_weights.matches(form.ignore, key))
     new = sorted(key for key in published if torch_weights.matches(form.keep, key) and form.name(key) not in state)
-    for what, names in (("not used", left_out), ("not in the file, so new", new)):
+    resized = sorted(key for key, value in state.items() if fitted[key].shape != value.shape)
+    for what, names in (("not used", left_out), ("not in the file, so new", new), ("resized", resized)):
         if names:
             log.info("%s (%s): %s: %s", path, form.title, what, _abridged(names))
     return tree["params"], tree["batch_stats"]

@@ -73,7 +73,7 @@ def test_embedding_is_the_published_one(golden):
             for j in range(scale):
                 rows, cols = slice(i * side, (i + 1) * side), slice(j * side, (j + 1) * side)
                 for means in (over_width[:, rows, j], over_height[:, i, cols]):  # [b, side, c]
-                    vectors.append(np.moveaxis(means, 1, 2).reshape(len(x), -1))
+                    vectors.append(jnp.moveaxis(means, 1, 2).reshape(len(x), -1))
     assert_allclose(np.concatenate(vectors, 1), golden["local_pod_embedding0"], rtol=1e-5)
 
 

@@ -291,3 +291,13 @@ def test_shapes_go_through_the_loader():
     labels = set(np.unique(batch["label"]))
     assert labels <= {*range(8), 255} and {0, 255} <= labels
     assert dataclasses.is_dataclass(data) and len(data) == 14
+
+
+def test_the_benchmark_compares_with_a_plain_loop():
+    root = pathlib.Path(nest_jax.__file__).parent.parent
+    command = [sys.executable, root / "benchmarks" / "input_pipeline.py", "--images=24", "--size=32", "--rounds=1"]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    for words in ("PIL + Python, labels pixel by pixel", "images/s and core", "cores that feed 150 images/s"):
+        assert words in done.stdout

@@ -1,7 +1,9 @@
 """RCIL: the two-branch network and its merge against the published code's numbers, random fusion, and what a student trains."""
 
+import dataclasses
 import json
 import struct
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,21 +14,22 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from numpy.testing import assert_allclose, assert_array_equal
 
-from nest_jax import layers, optim, plugins, segmenter, state, step, torch_weights, two_branch
+from nest_jax import distillation, layers, optim, plugins, segmenter, state, step, torch_weights, two_branch
 from nest_jax.backbones import resnet
 from nest_jax.errors import InputError
 from nest_jax.methods import rcil
 from tests import deterministic_state
 from tests.deterministic_state import GOLDEN
 
-SHALLOW = {"blocks": (1, 1, 1, 1)}
+SHALLOW: dict[str, Any] = {"blocks": (1, 1, 1, 1)}
 
 
-def config(**backbone):
+def config(decoder: dict[str, Any] | None = None, **backbone):
     sections = {}
     for kind, section, name in (("backbones", "backbone", "resnet50_rc"), ("decoders", "decoder", "deeplabv3_rc")):
         sections[section] = {"name": name, **plugins.load(kind, name).defaults(name)}
     sections["backbone"].update(pretrained="none", **backbone)
+    sections["decoder"].update(decoder or {})
     return ConfigDict({"dtype": "float32", **sections})
 
 
@@ -96,8 +99,7 @@ def test_two_branches_merged_or_not(published):
 @pytest.fixture(scope="module")
 def small():
     """A network of one block per stage, with weights and statistics as of a trained one, and images."""
-    settings = config(**SHALLOW)
-    settings.decoder.update(channels=16, dilations=(2,))
+    settings = config({"channels": 16, "dilations": (2,)}, **SHALLOW)
     model = segmenter.build(settings)
     rng = np.random.default_rng(0)
 
@@ -116,7 +118,7 @@ def test_the_exact_merge_keeps_the_function_of_a_merged_and_trained_network(smal
     model, params, batch_stats, images = small
     params, batch_stats = two_branch.merge(params, batch_stats, exact=False)
     again = two_branch.merge(params, batch_stats, exact=True)
-    pre_logits = jax.jit(lambda *trees: segmenter.apply(model, *trees, images, train=False)[0].pre_logits)
+    pre_logits = jax.jit(lambda p, stats: segmenter.apply(model, p, stats, images, train=False)[0].pre_logits)
     expected = pre_logits(params, batch_stats)
     assert_allclose(pre_logits(*again), expected, atol=1e-5 * float(jnp.abs(expected).max()))
     for path, leaf in leaves(again[0]).items():
@@ -183,7 +185,8 @@ def test_layers_draw_for_themselves():
 # ------------------------------------------------------------------------------------------------------------------------ method
 
 
-def test_a_student_trains_all_but_the_merged_branches(small):
+def test_a_student_trains_all_but_the_merged_branches(small, monkeypatch):
+    monkeypatch.setattr(distillation, "POOLING_SIZES", (4, 8))  # all six take long to compile
     model, network, batch_stats, images = small
     rng = np.random.default_rng(1)
     classifier = {
@@ -212,7 +215,9 @@ def test_a_student_trains_all_but_the_merged_branches(small):
     now, losses = state.create(begin, optimiser), []
     batch = {"image": images, "label": rng.choice([0, 3], size=(4, 32, 32)).astype(np.uint8)}
     for _ in range(4):
-        now, terms = train_step(now.replace(step=jnp.zeros((), jnp.int32)), frozen, batch)  # the same draw of branches
+        now, terms = train_step(
+            dataclasses.replace(now, step=jnp.zeros((), jnp.int32)), frozen, batch
+        )  # the same draw of branches
         losses.append(float(terms["loss"]))
     assert set(terms) == {"loss", "unce", "unkd", "pooled_cube_spatial", "pooled_cube_channel"}
     assert losses[-1] < losses[0]
@@ -253,7 +258,7 @@ def test_needs_are_plugins():
 
 def test_second_branches_start_as_copies_of_pretrained_weights(tmp_path):
     backbone = plugins.load("backbones", "resnet50_rc")
-    settings = dict(config(**SHALLOW).backbone)
+    settings = {"name": "resnet50_rc", **backbone.defaults("resnet50_rc"), **SHALLOW}
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
     def shapes(name, module):

@@ -46,7 +46,7 @@ def started():
 @pytest.fixture(scope="module")
 def golden_run():
     """Features, statistics after and before, and logits in eval and train mode; without a key nothing is dropped."""
-    settings = config("swin_b", "deeplabv3")
+    settings: Any = config("swin_b", "deeplabv3")
     assert settings.backbone.drop_path == 0.3
     model, tree, classifier, batch = published(settings)
 
@@ -84,7 +84,7 @@ def test_deeplabv3_swin_b_gives_the_published_numbers(golden_run, mode):
 
 
 def test_the_tree_has_the_published_names_and_shapes():
-    settings = config("swin_b", "deeplabv3")
+    settings: Any = config("swin_b", "deeplabv3")
     model = segmenter.build(settings)
     params, stats = jax.eval_shape(lambda: segmenter.init(model, jax.random.key(0), 64))
     leaves, _ = jax.tree_util.tree_flatten_with_path({"params": params, "batch_stats": stats})
@@ -256,7 +256,7 @@ def test_weights_start_as_published(started):
 
 def test_a_body_without_statistics_has_no_entry_for_them(started):
     assert list(started[1]) == ["head"]
-    settings = config("swin_t", "plain")
+    settings: Any = config("swin_t", "plain")
     settings.backbone.pretrained = "none"
     params, stats = {"body": {"a": jnp.ones(1)}, "head": {}}, {"head": {"mean": jnp.zeros(1)}}
     assert segmenter.load_pretrained(settings, params, stats) == (params, stats)

@@ -4,7 +4,10 @@ import csv
 import json
 import os
 import shlex
+import signal
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -281,6 +284,8 @@ def test_mean_and_deviation_over_seeds(tmp_path):
     assert numbers["Background", "all"]["deviation"] == "" == numbers["Random", "all"]["mean"]
     document = json.loads(path.with_suffix(".json").read_text())
     assert document["comparable_with_the_paper"] is False and document["seeds"] == [42, 43, 44]
+    for extra, comparable in (((), True), ((("log.every_steps", "5"),), True), ((("train.epochs", "3,3"),), False)):
+        assert report.document(planned(3, extra=extra), [])["comparable_with_the_paper"] is comparable
     states = [run["state"] for run in document["runs"]]
     assert (states.count("done"), states.count("not run")) == (4, 8)
 
@@ -429,6 +434,17 @@ def test_a_process_that_ends_badly_tells_why(capfd):
     assert "did you mean 'mib'" in capfd.readouterr().err  # and all of it is passed on
 
 
+def test_a_run_is_told_to_stop_once_then_again_then_killed(monkeypatch):
+    noting = "import signal, time; signal.signal(signal.SIGTERM, {}); print(flush=True); time.sleep(60)"
+    for handler, code, patience in (("lambda *_: exit(7)", 7, 60.0), ("signal.SIG_IGN", -signal.SIGKILL, 0.1)):
+        monkeypatch.setattr(launch, "PATIENCE", patience)
+        with subprocess.Popen([sys.executable, "-c", noting.format(handler)], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()  # its handler is there
+            launch._end(process)
+        assert process.returncode == code
+
+
 def test_end_to_end(tmp_path):
     overrides = {key: value for key, value in tiny.OVERRIDES.items() if key != "tasks.name"}
     overrides |= {"tasks.classes": "1,2,3,4,5", "classifier_init.epochs": "1", "evaluate.pictures": "0"}  # two tasks
@@ -455,7 +471,8 @@ def test_end_to_end(tmp_path):
 
 
 def test_list_tells_what_can_be_run_here(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name in ("TFDS_DATA_DIR", "NEST_JAX_WEIGHTS", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
     for name in ("VOC", "ADE"):
         monkeypatch.delenv(f"NEST_JAX_{name}_ROOT", raising=False)
     assert main(["--list"]) == 0
@@ -464,9 +481,12 @@ def test_list_tells_what_can_be_run_here(monkeypatch, tmp_path, capsys):
     assert "    rows: Random, Background, Two-Stage, NeST\n    runs: 4 a seed, 1 of them train task 0" in out
     assert "literature, not built here: CoinSeg" in out
     assert overview.here(planned(3, "shapes")) == "yes"
-    assert overview.here(planned(3)) == "no: no data: set NEST_JAX_VOC_ROOT, or give --config.dataset.root=DIR"
+    data = "no data: set NEST_JAX_VOC_ROOT, or give --config.dataset.root=DIR"
+    assert overview.here(planned(3)).startswith(f"no: {data}; no weights: resnet101_iabn_sync.pth.tar is not in ")
     monkeypatch.setenv("NEST_JAX_VOC_ROOT", str(tmp_path))
+    (tmp_path / "resnet101_iabn_sync.pth.tar").write_bytes(b"")
     assert overview.here(planned(3)) == "yes"
+    assert overview.here(planned(10)).startswith("no: no weights: jx_vit_base_p16_384")
 
 
 def test_the_document_is_up_to_date():

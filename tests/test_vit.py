@@ -8,17 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nest_jax import segmenter, torch_weights, upsample
+from nest_jax import segmenter, torch_weights, upsample, weights
 from nest_jax.backbones import vit
-from nest_jax.decoders import setr
 from nest_jax.errors import InputError
 from nest_jax.validation import validate
 from tests import deterministic_state, tiny
 from tests.deterministic_state import GOLDEN
 from tests.test_backbones import apply
 from tests.test_segmenter import assert_near, config
-
-UNUSED = [f"head\\.{rule}" for rule in setr.UNUSED]
 
 
 def shapes(settings):
@@ -37,7 +34,7 @@ def golden_run():
     def name(path):
         return segmenter.torch_name(settings, path)
 
-    tree = torch_weights.to_tree(state, shapes(settings), name, ignore=(r"cls\..*", *UNUSED))
+    tree = torch_weights.to_tree(state, shapes(settings), name, ignore=(r"cls\..*", *weights.UNUSED))
     kernel = np.concatenate([state["cls.0.weight"], state["cls.1.weight"]])[:, :, 0, 0].T
     classifier = {"kernel": jnp.array(kernel), "bias": jnp.concatenate([state["cls.0.bias"], state["cls.1.bias"]])}
     batch = deterministic_state.network_input("g1/", (2, 3, 512, 512)).transpose(0, 2, 3, 1)
@@ -112,7 +109,7 @@ def test_positions_are_resized_bilinearly_and_the_class_token_is_not():
 
 
 def small(dropout=0.0, dtype="float32"):
-    settings = config("vit_b", "setr", dtype=dtype, channels=8)
+    settings: Any = config("vit_b", "setr", dtype=dtype, channels=8)
     settings.backbone.update(depth=1, dropout=dropout)
     return segmenter.build(settings)
 

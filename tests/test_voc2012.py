@@ -1,4 +1,4 @@
-"""VOC 2012 from every usual folder layout, what is wrong with a folder, and preparation that is interrupted or repeated."""
+"""VOC 2012 from every usual folder layout; what is wrong with a folder (`BAD`; test_bad_data.py tries it); real masks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import os
 import pathlib
 import pickle
 import shutil
-import subprocess
-import sys
+import struct
+import zlib
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from nest_jax import prepare
-from nest_jax.datasets import _prepared, voc2012
+from nest_jax.datasets import _check, _prepared, voc2012
 from nest_jax.errors import InputError
 
 TRAIN = ("2007_000032", "2008_000007", "2008_000008")
@@ -35,8 +36,10 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "protocol.npz"
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    monkeypatch.delenv(voc2012.ROOT_VARIABLE, raising=False)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Nothing of the machine's own is found or written."""
+    for data_set in ("VOC", "ADE", "COCO"):
+        monkeypatch.delenv(f"NEST_JAX_{data_set}_ROOT", raising=False)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "default_data_dir"))
 
 
@@ -84,7 +87,7 @@ def tree(
     return voc
 
 
-def assert_is_the_tree(settings: dict[str, str], voc: pathlib.Path) -> None:
+def assert_is_the_tree(settings: Mapping[str, Any], voc: pathlib.Path) -> None:
     for split, names in (("train", TRAIN), ("val", VAL)):
         dataset = voc2012.load(settings, split)
         assert dataset.names == names
@@ -226,11 +229,28 @@ def test_no_data_says_all_ways(tmp_path: pathlib.Path) -> None:
     assert voc2012.classes({})[15] == "person"
 
 
+def test_a_split_that_does_not_exist() -> None:
+    with pytest.raises(InputError, match="split of voc2012: unknown value 'test'"):
+        voc2012.load({}, "test")
+
+
 # ------------------------------------------------------------------------------------------------------------------ bad input
 
 
 def cut(path: pathlib.Path, keep: float) -> None:
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+
+
+def bomb(path: pathlib.Path) -> None:
+    """A small PNG file that claims 60,000 x 60,000 pixels."""
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0), b"IDAT" + zlib.compress(b""))
+    framed = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+
+
+def folder_for_file(path: pathlib.Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def first(voc: pathlib.Path, folder: str) -> pathlib.Path:
@@ -252,7 +272,7 @@ BAD = {
     "empty JPEG": (lambda voc: cut(first(voc, "JPEGImages"), 0), "2007_000032.jpg: unreadable image"),
     "text for PNG": (
         lambda voc: first(voc, MASKS).write_text("no"),
-        "2007_000032.png: unreadable mask.*cannot identify",
+        "2007_000032.png: unreadable mask.*: not a picture that Pillow knows",
     ),
     "size": (
         lambda voc: palette(np.zeros((5, 9), np.uint8)).save(first(voc, MASKS)),
@@ -270,6 +290,22 @@ BAD = {
         lambda voc: Image.fromarray(labels(TRAIN[0]).astype(np.uint16)).save(first(voc, MASKS)),
         "2007_000032.png: unreadable mask.*mode 'I;16'",
     ),
+    "1 bit": (
+        lambda voc: Image.fromarray(labels(TRAIN[0])).convert("1").save(first(voc, MASKS)),
+        "2007_000032.png: unreadable mask.*mode '1'",
+    ),
+    "too many pixels": (
+        lambda voc: bomb(first(voc, MASKS)),
+        "2007_000032.png: unreadable mask.*3600000000 pixels.*decompression bomb",
+    ),
+    "folder for JPEG": (
+        lambda voc: folder_for_file(first(voc, "JPEGImages")),
+        "2007_000032.jpg: unreadable image.*Is a directory",
+    ),
+    "twice in a list": (
+        lambda voc: (voc / "ImageSets/Segmentation/val.txt").write_text(f"{VAL[0]}\n{VAL[1]}\n{VAL[0]}\n"),
+        "2007_000033: listed in .*val.txt, line 1 and again in .*val.txt, line 3",
+    ),
     "in both lists": (
         lambda voc: (voc / "ImageSets/Segmentation/val.txt").write_text(TRAIN[0]),
         "2007_000032: listed in .*train_aug.txt, line 1 and again in .*val.txt, line 1",
@@ -280,6 +316,10 @@ BAD = {
     "list of other things": (
         lambda voc: (voc / "ImageSets/Segmentation/val.txt").write_text("2007_000033  1\n"),
         "val.txt, line 1: '2007_000033  1' is neither a name nor two paths",
+    ),
+    "list of bytes": (
+        lambda voc: (voc / "ImageSets/Segmentation/val.txt").write_bytes(b"\x80\x81\x82"),
+        "val.txt cannot be read as a list of images: .*utf-8",
     ),
     "no masks of the list": (
         lambda voc: (voc / MASKS).rename(voc / "SegmentationClass"),
@@ -308,7 +348,7 @@ def test_presence_of_the_real_masks_is_the_published_one() -> None:
             }
             chosen = pairs[split][:: 1 + len(pairs[split]) // 2000]  # the subset entirely, of the full set a part
             with ThreadPoolExecutor(4) as pool:
-                checked = list(pool.map(lambda pair: _prepared.check(pair, voc2012.CLASSES), chosen))
+                checked = list(pool.map(lambda pair: _check.check(pair, voc2012.CLASSES), chosen))
             assert [problem for _, problems in checked for problem in problems] == []
             np.testing.assert_array_equal(
                 np.stack([presence[1:] for presence, _ in checked]), published[[row_of[pair.name] for pair in chosen]]

@@ -121,10 +121,10 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         height, width, shift = x.shape[1], x.shape[2], self.shift
         y = padded(LayerNorm(epsilon=1e-5, name="norm1")(x), self.window)
-        full, mask = y.shape[1:3], None
+        full, mask = (y.shape[1], y.shape[2]), None
         if shift:
             y = jnp.roll(y, (-shift, -shift), (1, 2))
-            mask = shifted_mask(*full, self.window, shift)
+            mask = shifted_mask(full[0], full[1], self.window, shift)
         attention = WindowAttention(self.heads, window=self.window, dtype=self.dtype, name="attn")
         y = unwindowed(attention(windows(y, self.window), train, mask), *full)
         y = jnp.roll(y, (shift, shift), (1, 2)) if shift else y

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from nest_jax.errors import InputError
@@ -106,6 +106,8 @@ def check(
             decoded.append(decode(place))
         except FileNotFoundError as error:
             problems.append(f"{error.filename or place}: missing {what}, listed in {pair.origin}")
+        except UnidentifiedImageError:  # its own message names the bytes' address in memory
+            problems.append(f"{place}: unreadable {what}, listed in {pair.origin}: not a picture that Pillow knows")
         # Pillow answers a broken file with OSError, SyntaxError, ValueError, struct.error and others.
         except Exception as error:
             problems.append(f"{place}: unreadable {what}, listed in {pair.origin}: {error}")

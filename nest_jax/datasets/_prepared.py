@@ -73,7 +73,7 @@ def prepare(
     directory = data_dir / name / config / VERSION
     try:
         _write(name, config, checked, classes, source, data_dir, read_mask)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter is ArrayRecord's, on a full disk
         if is_complete(directory):  # another process was faster: its rename came first
             return directory
         raise InputError(
@@ -216,7 +216,13 @@ class Reader:
     split: str
 
     def __call__(self, i: int) -> tuple[Image.Image, Image.Image]:
-        record = _source(self.directory, self.split)[i]
+        source = _source(self.directory, self.split)
+        try:
+            record = source[i]
+            if record["image"] is None or record["mask"] is None:  # what ArrayRecord makes of a file that is cut off
+                raise ValueError(f"record {i} of {self.split} is empty")
+        except Exception as error:
+            raise _damaged(self.directory, error) from error
         return decode_image(record["image"]), decode_index_mask(record["mask"])
 
 
@@ -249,7 +255,7 @@ def dataset(directory: Path, split: str, classes: tuple[str, ...]) -> Dataset:
         InputError: a damaged directory, or one of another data set.
     """
     try:
-        with np.load(directory / "index.npz") as index:
+        with (directory / "index.npz").open("rb") as file, np.load(file) as index:
             names, presence = index[f"{split}/names"].tolist(), index[f"{split}/presence"]
         skipped = skipped_images(directory).get(split, {})
     except Exception as error:  # NumPy, zipfile and JSON each have their own

@@ -106,8 +106,8 @@ def _grey(mask: Image.Image) -> bool:
 def _shards(directory: Path, split: str) -> list[Path]:
     """The files of a split, in order."""
     files = sorted(directory.glob(f"scene_parse150-{split}.*record-*-of-*"))
-    wanted = files[0].name[-5:] if files else "at least 1"
-    if not files or len(files) != int(wanted):
+    wanted = int(files[0].name[-5:]) if files else 1
+    if len(files) != wanted:
         raise InputError(f"ade20k: {directory}: {len(files)} scene_parse150-{split} files, there should be {wanted}")
     return files
 

@@ -147,9 +147,14 @@ def _look(
 ) -> dict[str, dict[str, list[str]]]:
     """Checks all pairs, fills `directory`, and returns what is left out, as `_check.Checked.skipped`."""
     failed: list[OSError] = []
+    strange: list[tuple[int, str]] = []  # values that no class has, with the mask
 
     def keep(mask: Mask) -> Image.Image:
-        found = Image.fromarray(labels(description, mask.files, mask.shown))
+        numbers, unlisted = labels(description, mask.files, mask.shown)
+        if unlisted and skip_bad:
+            raise ValueError(f"{_values(unlisted, description)}: no class has it")
+        strange.extend((number, mask.shown) for number in unlisted)
+        found = Image.fromarray(numbers)
         try:
             found.save(_kept(directory, *mask.place), "PNG")
         except OSError as error:  # the disk's fault, not the mask's
@@ -158,11 +163,16 @@ def _look(
 
     for split in pairs:
         (directory / split).mkdir()
-    checked = _check.check_all(
-        "folder", pairs, description.classes, source=description.file, read_mask=keep, skip_bad=skip_bad
-    )
+    try:
+        checked = _check.check_all(
+            "folder", pairs, description.classes, source=description.file, read_mask=keep, skip_bad=skip_bad
+        )
+    except InputError as error:
+        raise InputError(f"{_unlisted(strange, description)}\n{error}" if strange else str(error)) from None
     if failed:
         raise _unwritable(directory.parent, failed[0])
+    if strange:
+        raise InputError(_unlisted(strange, description))
     to_learn = range(1, len(description.classes) - len(description.known))
     never = [description.classes[label] for label in to_learn if not checked.presence["train"][:, label].any()]
     if never:
@@ -205,26 +215,28 @@ def _unwritable(cache: Path, error: OSError) -> InputError:
 # ------------------------------------------------------------------------------------------------------------------------ masks
 
 
-def labels(description: Description, files: Mapping[int, Path], shown: str) -> UInt8[np.ndarray, "h w"]:
-    """The label numbers of a mask, whatever its encoding.
+def labels(
+    description: Description, files: Mapping[int, Path], shown: str
+) -> tuple[UInt8[np.ndarray, "h w"], list[int]]:
+    """The label numbers of a mask, whatever its encoding; and the values that no class has, where `unlisted` is "error".
 
     Args:
         files: by label, or one file under `ONE_FILE`. shown: what to call the mask.
 
     Raises:
         FileNotFoundError: there is no file.
-        ValueError: a file of another kind than the encoding says, or a value that no class has.
+        ValueError: a file of another kind than the encoding says.
     """
     if not files:
         raise FileNotFoundError(errno.ENOENT, "missing", shown)
     if description.encoding == "files":
-        return _of_files(files)
+        return _of_files(files), []
     if description.encoding == "index":
         numbers = np.asarray(_check.read_index_mask(files[ONE_FILE])).astype(np.int32)
     else:
         numbers = _colour_numbers(files[ONE_FILE])
     values = {label: np.atleast_1d(value).tolist() for label, value in description.values.items()}
-    return _looked_up(numbers, {_number(value): label for label, value in values.items()}, description)
+    return _looked_up(numbers, {_number(value): label for label, value in values.items()}, description.unlisted)
 
 
 def _number(value: Sequence[int]) -> int:
@@ -246,30 +258,42 @@ def _colour_numbers(path: Path) -> Int[np.ndarray, "h w"]:
 
 
 def _looked_up(
-    numbers: Integer[np.ndarray, "h w"], labels_by_number: Mapping[int, int], description: Description
-) -> UInt8[np.ndarray, "h w"]:
+    numbers: Integer[np.ndarray, "h w"], labels_by_number: Mapping[int, int], unlisted: str
+) -> tuple[UInt8[np.ndarray, "h w"], list[int]]:
     known_numbers = np.array(sorted(labels_by_number))
     known_labels = np.array([labels_by_number[number] for number in known_numbers], np.uint8)
     place = np.minimum(np.searchsorted(known_numbers, numbers), len(known_numbers) - 1)
-    found = known_labels[place]
     other = known_numbers[place] != numbers
-    if not other.any():
-        return found
-    if description.unlisted == "error":
-        strange = np.unique(numbers[other])
-        raise ValueError(_strange(strange.tolist(), description))
-    found[other] = 0 if description.unlisted == "background" else VOID
-    return found
+    found = np.where(other, np.uint8(VOID if unlisted == "void" else 0), known_labels[place])
+    return found, np.unique(numbers[other]).tolist() if unlisted == "error" else []
 
 
-def _strange(numbers: Sequence[int], description: Description) -> str:
-    """What to do about values that no class has."""
-    colours = description.encoding == "colours"
-    shown = [str([number >> 16, number >> 8 & 255, number & 255]) if colours else str(number) for number in numbers[:5]]
-    what = "colour" if colours else "value"
-    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-    hint = " (JPEG changes colours: masks must be PNG files)" if colours and len(numbers) > 5 else ""
-    return f"{what} {', '.join(shown)}{more}: no class has it{hint}; list it in classes, or say unlisted: background, or void"
+def _values(numbers: Sequence[int], description: Description) -> str:
+    """Grey values or colours, for messages."""
+    if description.encoding == "index":
+        return "value " + ", ".join(map(str, numbers))
+    return "colour " + ", ".join(str([number >> 16, number >> 8 & 255, number & 255]) for number in numbers[:5])
+
+
+def _unlisted(strange: Sequence[tuple[int, str]], description: Description) -> str:
+    """One line for every value that no class has, the most frequent first."""
+    masks: dict[int, list[str]] = {}
+    for number, shown in strange:
+        masks.setdefault(number, []).append(shown)
+    ranked = sorted(masks.items(), key=lambda item: (-len(item[1]), item[0]))
+    lines = [
+        f"{_values([number], description)} in {len(found)} mask{'s' if len(found) > 1 else ''}, such as {min(found)}: no class has it"
+        for number, found in ranked
+    ]
+    more = [f"... and {len(lines) - _check.SHOWN_PROBLEMS} more"] if len(lines) > _check.SHOWN_PROBLEMS else []
+    if description.encoding == "colours" and more:
+        more.append(
+            "so many colours are in pictures that were stored as JPEG or resized smoothly; masks must be neither"
+        )
+    remedy = "list them in classes, or say what they are: unlisted: background, or unlisted: void"
+    return "\n".join(
+        [report(str(description.file), lines[: _check.SHOWN_PROBLEMS]), *(f"    {line}" for line in [*more, remedy])]
+    )
 
 
 def _of_files(files: Mapping[int, Path]) -> UInt8[np.ndarray, "h w"]:

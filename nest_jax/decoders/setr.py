@@ -12,9 +12,6 @@ from nest_jax.attention import LayerNorm, normal
 from nest_jax.layers import BatchNorm
 from nest_jax.torch_weights import leaf_name
 
-# Layers of the published head that its forward pass does not use: their entries in a state dict are left out.
-UNUSED = (r"conv_seg\..*", r"conv_1\..*")
-
 
 def defaults(name: str) -> dict[str, Any]:
     """Config values: `channels` of the features."""
@@ -22,7 +19,10 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 class Setr(nn.Module):
-    """relu(norm(conv3x3(layer norm(body)))), the convolution with bias, the norm over the whole batch: [b, h, w, channels], 0 or more."""
+    """relu(norm(conv3x3(layer norm(body)))), the convolution with bias, the norm over the whole batch: [b, h, w, channels], 0 or more.
+
+    The published head also has a `conv_seg` and a `conv_1`, which no forward pass reads; they are left out (`weights.UNUSED`).
+    """
 
     channels: int
     dtype: Any = jnp.float32

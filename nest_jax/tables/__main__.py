@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from etils import epath
@@ -88,11 +89,20 @@ def run(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(launch.dry(plan, chosen), end="")
         return 0
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal ends it as Ctrl-C does
-    try:
+    with _ended_as_by_ctrl_c():
         return launch.run_all(plan, chosen)
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """While it holds, a scheduler's SIGTERM and a closed terminal's SIGHUP (unless it is ignored) are a KeyboardInterrupt."""
+    heard = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in heard}
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

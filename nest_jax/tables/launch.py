@@ -1,5 +1,6 @@
 """Runs a plan: one process per run, so that each has the device's memory for itself; a failure does not stop the others."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from nest_jax.tables import report
 from nest_jax.tables.plan import Plan, Run
 
 FAILED, INTERRUPTED = 3, 130  # exit codes; 130 is also nest_jax.main's
-PATIENCE = (5.0, 60.0)  # seconds for an interrupted run to end by itself, and after it has been told once more
+PATIENCE = 120.0  # seconds for a run to finish its step and save
 
 
 def dry(plan: Plan, runs: Sequence[Run]) -> str:
@@ -71,7 +72,7 @@ def run_all(plan: Plan, runs: Sequence[Run]) -> int:
         if code == 0 and plans.outcome(run):
             took.append(time.monotonic() - began)
         else:
-            failed.append((run, f"exit code {code}: {last}" if code else "it left no complete results.json"))
+            failed.append((run, f"exit code {code}: {last}" if code else "it was stopped before its last task"))
         path = report.write(plan)
     _say(f"\n{path.read_text()}")
     for run, reason in failed:
@@ -87,33 +88,33 @@ def _call(arguments: Sequence[str]) -> tuple[int, str]:
         KeyboardInterrupt: after the process has ended.
     """
     command = [sys.executable, "-m", "nest_jax.main", *arguments]
-    # An error's message may have several lines; the one that names it is the one to repeat.
     last = ""
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+    # In a session of its own it does not hear a terminal's Ctrl-C, which would come twice, and a second one does not let it save.
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+    ) as process:
         assert process.stderr is not None
         try:
             for line in process.stderr:
                 sys.stderr.write(line)
                 sys.stderr.flush()
+                # An error's message may have several lines; the first, which names it, is the one to repeat.
                 if line.strip() and not last.startswith(("error: ", "training stopped: ")):
                     last = line.strip()
             return process.wait(), last
         except KeyboardInterrupt:
             _end(process)
+            sys.stderr.write(process.stderr.read())  # where it stopped
             raise
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Waits for an interrupted run. A terminal has interrupted it too; otherwise it is told, and at last killed: its checkpoints are whole."""
-    for patience in PATIENCE:
-        try:
-            process.wait(patience)
+    """Ends a run: the first signal makes it save and stop, the second stops it at once. Its checkpoints are whole in any case."""
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C is passed on
+            process.wait(PATIENCE)
             return
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            break
-    process.kill()
 
 
 def _clock(seconds: float) -> str:

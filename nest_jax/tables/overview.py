@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
-from nest_jax import plugins
+from nest_jax import known_weights, plugins
 from nest_jax.datasets import _prepared
+from nest_jax.errors import InputError
 from nest_jax.tables import catalogue
 from nest_jax.tables import plan as plans
 from nest_jax.tables.catalogue import FAMILIES, TABLES
@@ -35,14 +37,16 @@ def _table(number: int) -> str:
 
 
 def here(plan: plans.Plan) -> str:
-    """ "yes", or "no: " and what is missing. Weights of pretrained backbones are looked for by the runs themselves."""
-    reasons = list(dict.fromkeys(filter(None, (_no_data(run.config.dataset.name) for run in plan.runs))))
+    """ "yes", or "no: " and what is missing: data, pretrained weights, plug-ins."""
+    needs = dict.fromkeys((run.config.dataset.name, tuple(run.config.backbone.items())) for run in plan.runs)
+    lacking = [reason for name, backbone in needs for reason in (_no_data(name), _no_weights(dict(backbone)))]
+    reasons = list(dict.fromkeys(filter(None, lacking)))
     answer = "no" if reasons or not plan.runs else "yes"
     if plan.missing:
         cells, first = len({(run.row, run.column) for run in plan.runs}), plan.missing[0]
         count = f"{len(plan.missing)} of {len(plan.missing) + cells} cells not possible"
         reasons.append(f"{count} ({first.row}, {first.column}: {first.reason})")
-    return f"{answer}: {'; '.join(reasons)}" if reasons else answer
+    return f"{answer}{': ' if answer == 'no' else ', but '}{'; '.join(reasons)}" if reasons else answer
 
 
 def _no_data(name: str) -> str:
@@ -52,3 +56,14 @@ def _no_data(name: str) -> str:
         return ""
     data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     return "" if _prepared.find(name, data_dir) else f"no data: set {variable}, or give --config.dataset.root=DIR"
+
+
+def _no_weights(backbone: dict[str, Any]) -> str:
+    """ "" where a backbone's pretrained weights are on this machine, or it wants none."""
+    if backbone["pretrained"] == "none":
+        return ""
+    try:
+        known_weights.find(backbone)
+    except InputError as error:
+        return f"no weights: {str(error).removeprefix('backbone.pretrained: ').partition('. ')[0]}"
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from nest_jax import plugins, results
+from nest_jax.config import HARMLESS
 from nest_jax.errors import InputError
 from nest_jax.results import BLANK
 from nest_jax.storage import json_text, write_text
@@ -267,6 +269,4 @@ def printed(value: Printed) -> str:
 
 def _changed(plan: Plan) -> bool:
     """Whether the recipe is another than the published one; where data lie and what is logged does not count."""
-    from nest_jax.config import HARMLESS
-
-    return bool([key for key, _ in plan.extra if not any(key.startswith(one.rstrip("*")) for one in HARMLESS)])
+    return any(not any(fnmatch.fnmatchcase(key, one) for one in HARMLESS) for key, _ in plan.extra)
