@@ -2,9 +2,10 @@
 
 Command:  python benchmarks/input_pipeline.py [--root /data/VOCdevkit] [--images_per_second 150]
 
-Without --root it writes VOC folders of its own: 500 x 375 JPEGs and palette masks. The plain loop opens the two files, crops, resizes, mirrors, divides by 255, normalises and maps the labels; the published code maps them by a Python function at
-every pixel, a NumPy loop over the classes is measured beside it. nest_jax reads what it prepared, and leaves normalisation and
-the label table to the device; a further row adds the two in NumPy. All run on one core, in turn; medians of the rounds, in CPU time.
+Without --root it writes VOC folders of its own: 500 x 375 JPEGs and palette masks. The plain loop opens the two files, crops,
+resizes, mirrors, divides by 255, normalises and maps the labels: by a Python function at every pixel, as the published code does,
+or by a NumPy loop over the classes. nest_jax reads what it prepared, and leaves normalisation and the label table to the device; a
+further row adds the two in NumPy. All run on one core, in turn; medians of the rounds, in CPU time.
 """
 
 import argparse
@@ -131,9 +132,9 @@ def measure(options: argparse.Namespace, files: list, dataset: loader.Dataset, t
             dataset, range(len(dataset)), size=options.size, batch_size=BATCH, seed=seed, stop=count
         ):
             if finish:
-                for image in batch["image"]:
+                for image, labels in zip(batch["image"], batch["label"], strict=True):
                     normalised(image)
-                np.take(table, batch["label"])
+                    np.take(table, labels)
 
     ways = {
         "PIL + Python, labels pixel by pixel": lambda: pillow(at_every_pixel),

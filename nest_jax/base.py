@@ -3,8 +3,9 @@
 from typing import Any
 
 import jax
+from etils import epath
 
-from nest_jax import checkpoints, classifier, extension, rundir, storage, weights
+from nest_jax import checkpoints, classifier, extension, rundir, storage, trees, weights
 from nest_jax import segmenter as seg
 from nest_jax.data import Data
 from nest_jax.errors import InputError
@@ -31,9 +32,7 @@ def model(config: Any, segmenter: seg.Segmenter, data: Data, key: jax.Array) -> 
 def extended(config: Any, segmenter: seg.Segmenter, data: Data) -> dict[str, Any]:
     """The model of the checkpoint `config.extend_from`, whose classes are those of task 0 (`extension.protocol`)."""
     directory = extension.checkpoint(config.extend_from)
-    return checkpoints.restore(directory, {"model": abstract(config, segmenter, len(data.protocol.seen(0)))})[0][
-        "model"
-    ]
+    return restored(directory, abstract(config, segmenter, len(data.protocol.seen(0))))
 
 
 def taken_over(config: Any, segmenter: seg.Segmenter, data: Data) -> dict[str, Any]:
@@ -54,7 +53,17 @@ def taken_over(config: Any, segmenter: seg.Segmenter, data: Data) -> dict[str, A
         raise InputError(
             f"init_from={config.init_from}: its task 0 learnt {', '.join(found)}; here it is {', '.join(wanted)}"
         )
-    return checkpoints.restore(directory, {"model": target})[0]["model"]
+    return restored(directory, target)
+
+
+def restored(directory: epath.Path, target: dict[str, Any]) -> dict[str, Any]:
+    """The model of a completed task, which must be like `target`; what its initialisation and method left beside it stays aside."""
+    beside = {
+        path: jax.ShapeDtypeStruct(shape, dtype)
+        for path, (dtype, shape) in checkpoints.shapes(directory).items()
+        if not path.startswith("model/")
+    }
+    return checkpoints.restore(directory, {**trees.unflatten(beside), "model": target})[0]["model"]
 
 
 def abstract(config: Any, segmenter: seg.Segmenter, classes: int) -> dict[str, Any]:

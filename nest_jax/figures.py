@@ -25,6 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, FAINT = "#1b1f24", "#8b929b"
 WIDTH, HEIGHT = 4.2, 2.9  # inches
 MAX_NUMBERED_CELLS = 400
+Numbers = Sequence[float | int]
 STAGES = ("from the statistics", "after pre-tuning")  # of NeST's M and P
 
 STYLE = {
@@ -44,7 +45,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "legend.frameon": False,
-    "figure.facecolor": "none",
+    "figure.facecolor": "white",
     "axes.facecolor": "none",
     "savefig.facecolor": "white",
     "svg.hashsalt": "nest_jax",  # the same figure is the same file
@@ -89,7 +90,7 @@ def axes(title: str, width: float = WIDTH, height: float = HEIGHT) -> tuple[Any,
     """A figure of one pair of axes, in inches; it belongs to no window and needs no closing."""
     figure = library().figure.Figure(figsize=(width, height), layout="constrained")
     # Above the figure and not above the axes, which begin behind labels of any length.
-    title = textwrap.fill(title, int(14 * width))
+    title = textwrap.fill(title, int(12 * width))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
     return figure, figure.add_subplot()
 
@@ -120,13 +121,13 @@ def svg(figure: Any) -> str:
 
 @styled
 def lines(
-    named: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    named: Mapping[str, tuple[Numbers, Numbers]],
     title: str,
     x_label: str,
     y_label: str,
     *,
-    spread: Mapping[str, Sequence[float]] | None = None,
-    faint: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    spread: Mapping[str, Numbers] | None = None,
+    faint: Mapping[str, tuple[Numbers, Numbers]] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Any:
     """A line of (x, y) points for each name; `spread` gives a band of ± so much around it, `faint` thin lines behind."""
@@ -189,7 +190,7 @@ def heat_map(
 
 @styled
 def bars(
-    named: Mapping[str, Sequence[float]],
+    named: Mapping[str, Numbers],
     labels: Sequence[str],
     title: str,
     x_label: str,
@@ -225,7 +226,7 @@ def bars(
     return figure
 
 
-def projection(before: Sequence[float], after: Sequence[float], old_classes: Sequence[str], new_class: str) -> Any:
+def projection(before: Numbers, after: Numbers, old_classes: Sequence[str], new_class: str) -> Any:
     """P of one new class: which old classes its classifier came from, before and after pre-tuning."""
     return bars(dict(zip(STAGES, (before, after), strict=True)), old_classes, f"{new_class}: P over old classes", "P")
 

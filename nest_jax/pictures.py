@@ -27,6 +27,8 @@ GAP = 8
 TEXT = 15
 INK, PAPER, EMPTY = (25, 25, 25), (255, 255, 255), (235, 235, 235)
 SMALLEST_NUMBERED_REGION = 0.007  # of the picture's pixels
+OVERLAY = 1280  # pixels, the longer side at most
+OPACITY = 0.55
 
 
 def palette() -> UInt8[np.ndarray, "256 3"]:
@@ -79,6 +81,37 @@ def paint(labels: Integer[np.ndarray, "h w"]) -> Image.Image:
     picture = Image.fromarray(np.asarray(labels, np.uint8))
     picture.putpalette(palette().tobytes())
     return picture
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], class_names: Sequence[str]
+) -> Image.Image:
+    """The image with its labels' colours blended in and numbers on large regions, and a legend below; background stays as it is.
+
+    Made for looking at: the longer side becomes `OVERLAY` pixels at most, so that numbers and legend can be read.
+    """
+    source = Image.fromarray(image)
+    scale = min(1.0, OVERLAY / max(source.size))
+    size = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
+    small = np.asarray(Image.fromarray(np.asarray(labels, np.uint8)).resize(size, Image.Resampling.NEAREST))
+    pixels = np.asarray(source.resize(size, Image.Resampling.BILINEAR), np.float32)
+    blended = np.where(small[..., None] > 0, (1 - OPACITY) * pixels + OPACITY * palette()[small], pixels)
+    picture = Image.fromarray(blended.astype(np.uint8))
+    draw, font = ImageDraw.Draw(picture), _font(TEXT - 3)
+    coarse = np.asarray(
+        Image.fromarray(small).resize(cell := _fit(size), Image.Resampling.NEAREST)
+    )  # `_middle` is slow
+    for label in np.unique(coarse).tolist():
+        inside = coarse == label
+        if label not in (0, VOID) and inside.mean() >= SMALLEST_NUMBERED_REGION:
+            x, y = _middle(inside)
+            place = (int((x + 0.5) * size[0] / cell[0]), int((y + 0.5) * size[1] / cell[1]))
+            _number(draw, place, label, font)
+    canvas = _Canvas(max(size[0], CELL) + 2 * GAP, GAP)
+    canvas.paste(picture, (GAP, canvas.grow(size[1] + GAP)))
+    names = {str(label): name for label, name in enumerate(class_names)}
+    _legend(canvas, GAP, np.unique(labels).tolist(), names, _font(TEXT), font)
+    return canvas.picture()
 
 
 def sheet(workdir: epath.PathLike) -> epath.Path | None:
@@ -291,10 +324,12 @@ def _open(path: epath.Path) -> Image.Image:
 
 
 def save(picture: Image.Image, path: epath.Path) -> None:
-    """Writes a PNG file; InputError where that cannot be done."""
+    """Writes a PNG file, or a JPEG file where the name ends in .jpg; InputError where that cannot be done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            picture.save(file, "PNG")
+            picture.save(
+                file, "JPEG" if path.suffix == ".jpg" else "PNG", **({"quality": 92} if path.suffix == ".jpg" else {})
+            )
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

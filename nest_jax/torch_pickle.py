@@ -3,7 +3,7 @@
 Unpickling runs what the file says. This reader knows the instructions that PyTorch's own files consist of and the few names that
 rebuild tensors; anything else is refused before it has an effect. What it makes is plain: dicts, lists, tuples, numbers, text and
 `Tensor`. No module is imported, no object gets attributes, and the work and the memory grow with the length of the file only.
-(PyTorch's `weights_only` reader works the same way and knows the same instructions.)
+(PyTorch's `weights_only` reader works in this way too.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-LIMIT = 2_000_000  # instructions; a checkpoint of ResNet-101 with its optimiser has about 50 thousand
+LIMIT = 2_000_000  # instructions; one of ResNet-101 with its optimiser has tens of thousands
 MAX_DIMENSIONS = 32
 MAX_ARGUMENTS = 16
 # Instructions that push their argument, and those that push a constant.

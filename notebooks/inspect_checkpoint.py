@@ -22,18 +22,24 @@
 
 # %%
 # %matplotlib inline
-# %config InlineBackend.figure_formats = ["png"]
+# %config InlineBackend.print_figure_kwargs = {"dpi": 85}
+import contextlib
+import io
 import os
+import tempfile
 
 import numpy as np
+from IPython.display import display
 
 from nest_jax import config, figures, inspect, results, run, rundir
 
-workdir = os.environ.get("NEST_JAX_WORKDIR") or "runs/inspect_checkpoint"
-if "NEST_JAX_WORKDIR" not in os.environ:
+workdir = os.environ.get("NEST_JAX_WORKDIR")
+if not workdir:
+    workdir = os.path.join(tempfile.gettempdir(), "nest_jax_shapes")
     shapes = config.load("configs/shapes.py:method=mib,classifier_init=nest")
     shapes.log.progress = False
-    run(shapes, workdir)  # returns at once where the run is complete
+    with contextlib.redirect_stdout(io.StringIO()):  # its tables; the last one comes below
+        run(shapes, workdir)  # returns at once where the run is complete
 print(results.table(results.read(workdir)))
 
 # %% [markdown]
@@ -57,14 +63,16 @@ print("method", last.config["method"]["name"], "- initialisation", last.config["
 
 # %%
 names = last.class_names
-figures.similarity(inspect.similarity(last.classifier["kernel"]), names, names, f"after task {last.task}")
+figures.similarity(inspect.similarity(last.classifier["kernel"]), names, names, f"classifiers after task {last.task}")
 
 # %% [markdown]
 # Between two tasks: the diagonal says how much the classifier of an old class has turned, the last columns what the new ones resemble.
 
 # %%
 kernels = before.classifier["kernel"], last.classifier["kernel"]
-figures.similarity(inspect.similarity(*kernels), before.class_names, names, f"task {before.task} (rows), {last.task} (columns)")
+figures.similarity(
+    inspect.similarity(*kernels), before.class_names, names, f"task {before.task} (rows), {last.task} (columns)"
+)
 
 # %% [markdown]
 # Norms: a class whose classifier is much longer than the others outbids them. "Prepared" is the start of the last task's training.
@@ -86,9 +94,13 @@ figures.bars(
 # ‖after − before‖ / ‖before‖ of every layer; of the classifier, over the classes that both tasks know.
 
 # %%
-changes = inspect.change({**before.network, "classifier": before.classifier}, {**last.network, "classifier": last.classifier})
+changes = inspect.change(
+    {**before.network, "classifier": before.classifier}, {**last.network, "classifier": last.classifier}
+)
 layers = inspect.by_layer(changes)
-figures.bars({"change": list(layers.values())}, list(layers), f"task {before.task} to {last.task}", "relative L2 change")
+figures.bars(
+    {"change": list(layers.values())}, list(layers), f"task {before.task} to {last.task}", "relative L2 change"
+)
 
 # %%
 norms = inspect.by_layer(inspect.layer_norms(last.network))
@@ -128,7 +140,9 @@ for stage, when in zip(inspect.TRANSFORMS, figures.STAGES, strict=True):
 # %%
 if transforms:
     shares = inspect.contributions(transforms["pretuned"], before.classifier["kernel"])
-    display(figures.bars({"share": shares.tolist()}, old, f"{last.new_classes[0]}: shares", "share of the new classifier"))
+    display(
+        figures.bars({"share": shares.tolist()}, old, f"{last.new_classes[0]}: shares", "share of the new classifier")
+    )
 
 # %% [markdown]
 # ## What was forgotten

@@ -10,8 +10,10 @@ import yaml
 from numpy.testing import assert_array_equal
 
 import nest_jax
-from nest_jax import checkpoints, main, results, rundir, to_torch, validation
+from nest_jax import base as base_module
+from nest_jax import checkpoints, main, results, rundir, segmenter, to_torch, validation
 from nest_jax import config as configs
+from nest_jax.data import Data
 from nest_jax.errors import InputError
 from tests import test_folder, tiny
 
@@ -116,6 +118,11 @@ def test_extended_twice_on_a_folder_without_the_old_classes(extended, tmp_path, 
         "square",
         "triangle",
     ]
+    # NeST's matrices lie beside this model; it can be extended all the same.
+    again = configs.resolve(extending(tmp_path / "run", tasks__classes="dotted circle"))
+    protocol = configs.protocol(again)
+    found = base_module.extended(again, segmenter.build(again), Data(again, protocol, protocol, None, None))  # type: ignore[arg-type]
+    jax.tree.map(assert_array_equal, found, model(tmp_path / "run", 1))
 
 
 # ------------------------------------------------------------------------------------------------------------------ continuing
@@ -204,3 +211,10 @@ def test_too_many_classes(base, tmp_path):
     said = test_folder.document() | {"classes": many, "tasks": [many], "void": None}
     config = test_folder.config(test_folder.say(tmp_path, yaml.safe_load(yaml.safe_dump(said))), "", extend_from=base)
     assert "255 classes, its own and the data set's, do not fit 8 bits" in message(validation.validate, config)
+
+
+def test_means_over_the_classes_that_are_measured_by_hand():
+    per_class = {"background": 0.9, "cat": None, "dog": 0.5, "sheep": None, "horse": 0.2}
+    assert results.of_those_measured(per_class, 3) == {"miou_old": pytest.approx(0.7), "miou_new": pytest.approx(0.2)}
+    assert results.of_those_measured(per_class, 2) == {"miou_old": None, "miou_new": pytest.approx(0.35)}
+    assert results.of_those_measured({**per_class, "horse": None}, 4)["miou_new"] is None

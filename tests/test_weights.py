@@ -31,7 +31,7 @@ from nest_jax import (
 )
 from nest_jax.errors import InputError
 from nest_jax.known_weights import KNOWN, Known
-from tests import tiny
+from tests import deterministic_state, tiny
 from tests.deterministic_state import GOLDEN
 
 
@@ -168,6 +168,23 @@ def test_timm_merges_patches_where_a_stage_begins(tmp_path):
         for leaf in ("reduction.weight", "norm.weight", "norm.bias"):
             assert loaded[f"layers.{stage}.downsample.{leaf}"] == positions[f"layers.{stage + 1}.downsample.{leaf}"]
             assert official[f"layers.{stage}.downsample.{leaf}"] == timm[f"layers.{stage + 1}.downsample.{leaf}"]
+
+
+def test_torchvisions_resnet_gives_torchvisions_numbers(tmp_path):
+    """torchvision 0.28's resnet50 in eval mode, its weights by the rule of `deterministic_state` (salt tv/): the output of layer4."""
+    shapes = {name: shape for name, shape in listed("resnet50_torchvision").items() if shape}
+    path = tmp_path / "a.safetensors"
+    state = {name: deterministic_state._entry("tv/" + name, shape) for name, shape in shapes.items()}
+    torch_files.write_safetensors(path, state, {})
+    module, settings, params, stats = network("resnet50", norm="bn", output_stride=32, pretrained=str(path))
+    params, stats = module.load_pretrained(settings, params, stats)
+    images = deterministic_state.network_input("tv/", (1, 3, 64, 64)).transpose(0, 2, 3, 1)
+    built = module.build("resnet50", settings, jnp.float32)
+    forward = jax.jit(lambda variables, x: built.apply(variables, x, False))
+    with jax.default_matmul_precision("highest"):
+        body, _ = forward({"params": params, "batch_stats": stats}, images)
+    wanted = np.load(GOLDEN / "torchvision_resnet50.npz")["body"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(body[..., ::8], wanted, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_weights_of_another_norm_are_refused_both_ways(tmp_path):

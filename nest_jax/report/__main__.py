@@ -104,8 +104,8 @@ def lead(found: Sequence[Run]) -> str:
         "; …" if len(tasks) > 12 else ""
     )
     what = (
-        f"{config['dataset']['name']}, {config['tasks']['name']} {config['tasks']['setting']}, {config['backbone']['name']} with "
-        f"{config['decoder']['name']}, seed {config['seed']}. {new}."
+        f"Data {config['dataset']['name']}, tasks {config['tasks']['name']} ({config['tasks']['setting']}), network "
+        f"{config['backbone']['name']} + {config['decoder']['name']}, seed {config['seed']}. {new[:1].upper()}{new[1:]}."
     )
     return page.paragraph(page.escape(what)) + sections.summary(found)
 

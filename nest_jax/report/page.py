@@ -124,9 +124,17 @@ def charts(items: Iterable[str]) -> str:
 
 def chart(files: Files, name: str, figure: Any, alt: str) -> str:
     """A figure on the page, read aloud as `alt`, and `NAME.png` beside the page."""
-    name = slug(name)
-    files[f"{name}.png"] = figures.png(figure)
+    name = add(files, name, figures.png(figure))
     return f'<figure class="chart">{_inline(figures.svg(figure), name, alt)}</figure>\n'
+
+
+def add(files: Files, name: str, png: bytes) -> str:
+    """Puts a PNG file beside the page; returns its name without the suffix, which differs from all others'."""
+    name = slug(name)
+    while f"{name}.png" in files:  # labels may differ in what a file name cannot hold
+        name += "-x"
+    files[f"{name}.png"] = png
+    return name
 
 
 def _inline(svg: str, name: str, alt: str) -> str:

@@ -167,7 +167,7 @@ def prepared(runs: Sequence[Run], files: Files) -> Section:
                     row.append(page.chart(files, f"importance-{run.label}-{name}-{stage}", figure, alt))
                 drawn.append(page.charts(row))
     if not drawn:
-        return Section("prepared", title, page.missing("None of the runs prepared its new classifiers with NeST."))
+        return Section("prepared", title, page.missing("No checkpoint here holds classifiers that NeST prepared."))
     lead = page.paragraph(
         "NeST starts the classifier of a new class as a weighted sum over the old ones, <code>w&nbsp;=&nbsp;(M&nbsp;⊙&nbsp;W)&nbsp;P</code>. P says which old classes it came from, "
         "before and after pre-tuning; M weighs their channels (absolute values from 0 to 1; background in its own scale)."

@@ -154,7 +154,7 @@ def activation_maps(runs: Sequence[Run], chosen: Sequence[Place], files: page.Fi
                 image = np.asarray(pictures._open(_root(run) / "image" / f"{place.stem}.png").convert("RGB"))
                 size = (image.shape[1], image.shape[0])
                 data = _png(overlay(image, cam.activation_map(found, image, place.name)))
-                files[f"cam-{page.slug(place.name)}-{page.slug(run.label)}-task-{task}.png"] = data
+                page.add(files, f"cam-{place.name}-{run.label}-task-{task}", data)
                 alt = f"{run.label}, after task {task}: where {place.name} is seen in image {place.stem}"
                 maps[run.label, task, place.name] = page.picture(data, size, alt)
             step()
