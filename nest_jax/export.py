@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import jax.export  # not a part of `import jax`
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jaxtyping import Array
 
@@ -54,11 +53,11 @@ accelerator make it on one. Exit codes: 0 done, 2 something in the input is wron
 
 def function(found: Restored, *, probabilities: bool = False) -> Callable[[Array], Any]:
     """images uint8 [b, h, w, 3] -> labels uint8 [b, h, w], or (labels, probabilities float32 [b, h, w, classes]); weights are constants."""
-    model = jax.tree.map(np.asarray, found.model)
+    model = jax.tree.map(jnp.asarray, found.model)
 
     def predict(images: Array) -> Any:
         small = evaluate.view_logits(found.segmenter, model, images, (1.0, False))
-        logits = upsample.bilinear(small, images.shape[1:3])
+        logits = upsample.bilinear(small, (images.shape[1], images.shape[2]))
         labels = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
         return (labels, jax.nn.softmax(logits, axis=-1)) if probabilities else labels
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,7 @@ def segment(
     stride = plugins.load("backbones", found.config.backbone.name).output_stride(found.config.backbone)
     classes = len(found.class_names)
     cut = partial(sliding, size=crop) if mode == "sliding" else partial(whole, multiple=math.lcm(MULTIPLE, stride))
-    network, model = network_logits(found.segmenter), jax.device_put(found.model)
+    model = jax.device_put(found.model)
 
     def tiles() -> Iterator[_Tile]:
         for picture in images:
@@ -123,21 +123,18 @@ def segment(
         batch = np.zeros((rows, *group[0].pixels.shape), np.uint8)
         batch[: len(group)] = [tile.pixels for tile in group]
         with restored.precision(found.config):
-            logits = np.asarray(network(model, batch))
+            logits = np.asarray(network_logits(found.segmenter, model, batch))
         for tile, part in zip(group, logits, strict=False):
             tile.sum.add(tile, part)
             if not tile.sum.waiting:
                 yield tile.sum.picture, tile.sum.total / tile.sum.count
 
 
-def network_logits(network: segmenter.Segmenter) -> Callable[[Any, Any], Array]:
-    """`logits(model, images uint8 [b, h, w, 3]) -> float32 [b, h, w, classes]`, jitted."""
-
-    @jax.jit
-    def logits(model: Any, images: Array) -> Array:
-        return upsample.bilinear(evaluate.view_logits(network, model, images, (1.0, False)), images.shape[1:3])
-
-    return logits
+@partial(jax.jit, static_argnums=0)
+def network_logits(network: segmenter.Segmenter, model: Any, images: Array) -> Array:
+    """Logits float32 [b, h, w, classes] of images uint8 [b, h, w, 3]; compiled once per network and shape."""
+    size = (images.shape[1], images.shape[2])
+    return upsample.bilinear(evaluate.view_logits(network, model, images, (1.0, False)), size)
 
 
 def batches(tiles: Iterable[_Tile], size: int) -> Iterator[list[_Tile]]:

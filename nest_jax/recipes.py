@@ -48,6 +48,7 @@ PUBLISHED: tuple[Row, ...] = (
     ({**VOC, **NEST, "method": "plop"}, {"train.freeze_old_classifiers": True}),
     # Local POD is ten times weaker on ADE20K. RCIL's code copies the background's weights and leaves the biases.
     ({**ADE, "method": "plop"}, {"method.pod": 0.001, "method.pod_logits": 0.00001}),
+    ({**ADE, "method": "rcil"}, {"method.pooled_cube": 5e-6, "method.pooled_cube_last": 5e-7}),
     ({"method": "rcil", "classifier_init": "background"}, {"classifier_init.bias": "random"}),
 )
 

@@ -23,7 +23,7 @@ class Restored(NamedTuple):
 
     workdir: epath.Path
     task: int
-    config: ConfigDict
+    config: Any  # a ConfigDict; its attributes are known when it runs
     segmenter: Segmenter
     model: dict[str, Any]
     class_names: tuple[str, ...]

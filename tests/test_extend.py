@@ -81,14 +81,14 @@ def test_the_start_has_the_old_classifiers_bit_for_bit(base, extended):
     assert np.any(model(extended[0], 1)["classifier"]["kernel"][:, :4] != start["classifier"]["kernel"][:, :4])
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_extended_twice_on_a_folder_without_the_old_classes(extended, tmp_path, known):
+@pytest.mark.parametrize(("known", "pick"), [(False, ""), (True, PICK)])
+def test_extended_twice_on_a_folder_without_the_old_classes(extended, tmp_path, known, pick):
     """New images show one new class; what the model knew is not measured, or only what `known` maps."""
     workdir, _ = extended
     test_folder.tree(tmp_path)
     said = test_folder.document() | {"classes": {"triangle": 16}, "tasks": [["triangle"]], "unlisted": "background"}
     file = test_folder.say(tmp_path, said | ({"known": {"circle": 11, "square": 15}} if known else {}))
-    config = test_folder.config(file, "", extend_from=workdir, decoder__channels=24)
+    config = test_folder.config(file, pick, extend_from=workdir, decoder__channels=24)
     assert (config.backbone.name, config.decoder.name, config.decoder.channels) == ("tiny", "plain", 24)
     if known:
         protocol = configs.protocol(config)

@@ -457,7 +457,8 @@ QUICK = {
 
 def config(file, pick="backbone=tiny,decoder=plain", **overrides):
     loaded = configs.load(f"configs/folder.py:{pick}")
-    values = {"dataset.file": str(file), **QUICK, **{key.replace("__", "."): str(v) for key, v in overrides.items()}}
+    quick = {key: value for key, value in QUICK.items() if key in configs.flatten(loaded)}
+    values = {"dataset.file": str(file), **quick, **{key.replace("__", "."): str(v) for key, v in overrides.items()}}
     configs.override(loaded, list(values.items()))
     return loaded
 
@@ -518,7 +519,8 @@ def test_voc_as_a_folder(voc_root, tmp_path):
         },
         "val": {"list": "val.txt"},
     }
-    outcome = nest_jax.run(config(say(tmp_path, said), train__crop_size="64"), tmp_path / "run")
+    pick = "backbone=tiny,decoder=plain,classifier_init=background"
+    outcome = nest_jax.run(config(say(tmp_path, said), pick, train__crop_size="64"), tmp_path / "run")
     assert [task["new_classes"] for task in outcome["tasks"]] == [["cat"], ["sheep"]]
     assert sum(task["images"]["train"] for task in outcome["tasks"]) >= len(chosen["train"])
     assert outcome["tasks"][1]["images"]["val"] == len(chosen["val"])

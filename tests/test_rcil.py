@@ -219,7 +219,7 @@ def test_a_student_trains_all_but_the_merged_branches(small, monkeypatch):
             dataclasses.replace(now, step=jnp.zeros((), jnp.int32)), frozen, batch
         )  # the same draw of branches
         losses.append(float(terms["loss"]))
-    assert set(terms) == {"loss", "unce", "unkd", "pooled_cube_spatial", "pooled_cube_channel"}
+    assert set(terms) >= {"loss", "unce", "unkd", "pooled_cube_spatial", "pooled_cube_channel"}
     assert losses[-1] < losses[0]
 
     before = leaves({"network": begin["network"], "stats": begin["batch_stats"], "classifier": begin["classifier"]})

@@ -46,7 +46,7 @@ def build(config: Mapping[str, Any]) -> Segmenter:
     return segmenter.build(ConfigDict(sections))
 
 
-def make(network: Segmenter) -> Callable[[Mapping, Array, Array], Array]:
+def make(network: Segmenter) -> Callable:
     """`cam(variables, images [b, h, w, 3], column [d]) -> [b, h, w]`, jitted.
 
     The gradient of the class's logit, summed over all positions, with respect to the body's last map; its mean over positions weighs the
@@ -68,7 +68,7 @@ def make(network: Segmenter) -> Callable[[Mapping, Array, Array], Array]:
 
         weights = jnp.mean(jax.grad(score)(features.body), axis=(1, 2), keepdims=True)
         found = jax.nn.relu(jnp.sum(weights * features.body, axis=-1, keepdims=True))
-        found = upsample.bilinear(found, images.shape[1:3])[..., 0]
+        found = upsample.bilinear(found, (images.shape[1], images.shape[2]))[..., 0]
         return found / jnp.maximum(jnp.max(found, axis=(1, 2), keepdims=True), 1e-12)
 
     return cam

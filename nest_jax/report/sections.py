@@ -198,7 +198,8 @@ def cost(runs: Sequence[Run], files: Files) -> Section:
     device, versions = runs[0].results.get("device", {}), runs[0].results.get("versions", {})
     where = f"{device.get('devices', '?')} × {device.get('kind', '?')}, {device.get('processes', 1)} process(es), {device.get('host', '')}"
     text = page.charts(drawn) + page.table(
-        rows, caption="Seconds per phase; tasks taken over from another run have only an evaluation"
+        rows,
+        caption="Seconds per phase; tasks taken over from another run have only an evaluation; memory is the highest since the run's process began",
     )
     text += page.paragraph(
         f'<span class="soft">{page.escape(where)}; {page.escape(", ".join(f"{name} {v}" for name, v in versions.items()))}</span>'
