@@ -224,7 +224,7 @@ def resolve(config: Config) -> Config:
         import jax
 
         values["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if values["extend_from"]:
+    if values.get("extend_from"):
         from nest_jax import extension
 
         values["extend_from"] = str(extension.checkpoint(values["extend_from"]))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Int
 
 
 @struct.dataclass
@@ -14,14 +13,14 @@ class TrainState:
     """The state of one task's training.
 
     Attributes:
-        step: optimiser updates made in this task.
+        step: optimiser updates made in this task, int32 [].
         params: {"network": {"body", "head"}, "classifier": {"kernel" [d, classes], "bias" [classes]}}.
         batch_stats: running statistics of the network's norms.
         opt_state: of the optimiser over `params`.
         prepared: what the method's pass over the data found (PLOP's thresholds); constant, and here so that a checkpoint holds it.
     """
 
-    step: Int[Array, ""]
+    step: Any  # not jaxtyping's: trees of this structure also hold shardings
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     opt_state: Any

@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import nest_jax
 from nest_jax import base, checkpoints, plugins, rundir, segmenter
 from nest_jax import config as configs
+from nest_jax.backbones import efficientnet_lite
 from tests import tiny
 
 SHALLOW = {"blocks": "1,1,1,1", "depths": "1,1,1,1", "depth": "1"}
@@ -70,6 +71,8 @@ def test_two_tasks_of_every_backbone(name, tmp_path, monkeypatch):
         save(directory, tree, metadata)
 
     monkeypatch.setattr(checkpoints, "save", recorded)
+    # the one network without a setting for its depth
+    monkeypatch.setattr(efficientnet_lite, "STAGES", tuple((1, *stage[1:]) for stage in efficientnet_lite.STAGES))
     pick, overrides = arguments(name)
     config = tiny.config(pick, **overrides)
     outcome = nest_jax.run(config, tmp_path)

@@ -115,11 +115,10 @@ def test_tasks_are_parsed():
     validation.validate(load("voc_15_1", "tasks.order=B", "tasks.setting=disjoint"))
 
 
-def test_ade20k_has_its_classes_and_says_that_it_has_no_loader():
+def test_ade20k_has_its_classes():
     ade20k = plugins.load("datasets", "ade20k")
     names = ade20k.classes({})
     assert len(names) == len(set(names)) == 151
     assert (names[0], names[1], names[13], names[21], names[150]) == ("background", "wall", "person", "car", "flag")
     protocol = config.protocol(load("ade_100_5"))
     assert [len(task) for task in protocol.tasks] == [100] + [5] * 10
-    assert "no loader for ADE20K" in message(ade20k.load, {}, "train")

@@ -1,6 +1,7 @@
 """PLOP: pseudo-labels of the old model and distillation of pooled outputs (Douillard et al., CVPR 2021)."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,8 @@ def build(settings: Settings, *, num_old: int, num_new: int) -> Method:
     published = settings["thresholds"] == "code"
     # The published code divides an entropy that is normalised already, and is a mean, once more.
     scale = num_old * math.log(num_old + num_new) if published else 1.0
-    floor, *weights = (float(settings[key]) for key in ("threshold_floor", "pod", "pod_logits"))
+    floor: Any = settings["threshold_floor"]
+    factors: Any = {"factor": settings["pod"], "last_factor": settings["pod_logits"]}
 
     def uncertainty(old_logits):
         return losses.normalised_entropy(old_logits) / scale
@@ -57,7 +59,6 @@ def build(settings: Settings, *, num_old: int, num_new: int) -> Method:
     def feature_terms(features, old_features, logits, old_logits):
         old = distillation.items(old_features, old_logits, num_old)
         new = distillation.items(features, logits, num_old)
-        factors = dict(zip(("factor", "last_factor"), weights, strict=True))
         return {"pod": distillation.local_pod(old, new, num_old=num_old, num_new=num_new, **factors)}
 
     def sums(old_logits, labels):
