@@ -14,6 +14,7 @@ demo: install
 	$(PY) -m nest_jax.main --config=configs/shapes.py:method=mib,classifier_init=nest --workdir=$(DEMO)/mib_nest \
 	  --config.init_from=$(DEMO)/mib
 	$(PY) -m nest_jax.compare $(DEMO)/mib $(DEMO)/mib_nest --out $(DEMO)
+	$(PY) -m nest_jax.report --workdir MiB+NeST=$(DEMO)/mib_nest --compare MiB=$(DEMO)/mib --out $(DEMO)/report
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -23,7 +24,7 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(PY)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[report]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)

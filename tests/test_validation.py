@@ -28,7 +28,9 @@ def test_every_config_validates_and_shape_checks(name):
 @pytest.mark.parametrize("method", plugins.names("methods"))
 @pytest.mark.parametrize("init", plugins.names("classifier_init"))
 def test_every_combination_validates(method, init):
-    loaded = load("shapes", arg=f"method={method},classifier_init={init}")
+    needs = hasattr(plugins.load("methods", method), "NEEDS")
+    network = ",backbone=resnet50,decoder=deeplabv3" if needs else ""
+    loaded = load("shapes", arg=f"method={method},classifier_init={init}{network}")
     validation.validate(loaded)
     assert (loaded.method.name, loaded.classifier_init.name) == (method, init)
 
