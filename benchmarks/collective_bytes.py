@@ -230,9 +230,10 @@ def main() -> None:
     found, operations, model = measure(config, options.fsdp)
     parameters, channels = seg.num_parameters(model["network"]), norms(model)
     parameters += seg.num_parameters(model["classifier"])
-    gradient, statistics = 4 * parameters, 4 * 4 * sum(channels)
+    # A norm adds up two numbers a channel on the way forward; its two on the way back are the gradients of its own parameters.
+    gradient, statistics = 4 * parameters, 4 * 2 * sum(channels)
     print(f"{config.name}, {config.backbone.name}, {config.method.name}: {parameters:,} parameters, {len(channels)} norms with {sum(channels):,} channels; {options.devices} devices, fsdp {options.fsdp}")  # fmt: skip
-    print(f"formula: gradient 4 x parameters = {gradient / 1e6:.2f} MB, statistics 4 x 4 x channels = {statistics / 1e6:.2f} MB")  # fmt: skip
+    print(f"formula: gradient 4 x parameters = {gradient / 1e6:.2f} MB, statistics 4 x 2 x channels = {statistics / 1e6:.2f} MB, together {(gradient + statistics) / 1e6:.2f} MB")  # fmt: skip
     print("compiled step:            calls  of them small   MB in results   MB sent by a device")
     for kind in KINDS:
         if rows := [row for row in found if row.kind == kind]:

@@ -63,12 +63,17 @@ def make_step(
         labels = table[batch["label"].astype(jnp.int32)].astype(jnp.int32)
         maps = tuple(view_logits(segmenter, model, batch["image"], view) for view in views)
 
-        def block(*maps_and_labels):
-            *logits, labels = maps_and_labels
-            scores = logits[0] if len(logits) == 1 else sum(jax.nn.softmax(one, axis=-1) for one in logits)
-            predictions = jnp.argmax(scores, axis=-1)
+        def block(logits, labels):
+            predictions = jnp.argmax(logits, axis=-1)
             return confusion(labels, predictions, classes), predictions.astype(jnp.uint8)
 
+        def image(maps_and_labels):
+            *maps, labels = maps_and_labels
+            return block(sum(jax.nn.softmax(upsample.bilinear(one[None], labels.shape)[0]) for one in maps), labels)
+
+        if len(maps) > 1:  # maps of several sizes: an image at a time, not a block of rows
+            matrices, predictions = jax.lax.map(image, (*maps, labels))
+            return jnp.sum(matrices, axis=0), predictions
         matrices, predictions = blockwise.map_rows(block, maps, labels, rows=block_rows)
         predictions = jnp.moveaxis(predictions, 0, 1).reshape(labels.shape)
         return jnp.sum(matrices, axis=0), predictions

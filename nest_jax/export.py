@@ -1,6 +1,7 @@
-"""A run's model as one file that needs JAX alone: `python -m nest_jax.export --workdir RUN --out FILE`.
+"""A run's model as one file that runs without this package: `python -m nest_jax.export --workdir RUN --out FILE`.
 
-FILE holds StableHLO with the weights inside, and FILE.json the classes and what goes in and out. To use it, with no other package than JAX:
+FILE holds StableHLO with the weights inside, and FILE.json the classes and what goes in and out. To use it, with JAX and flatbuffers alone (a small
+package that jax.export reads and writes files with):
 
     import jax, json, numpy as np
 
@@ -44,7 +45,7 @@ examples:
   python -m nest_jax.export --workdir runs/voc_15_1 --out model.stablehlo
   python -m nest_jax.export --workdir runs/voc_15_1 --task 2 --out model.stablehlo --size 480x640 --batch 1 --probabilities
 
-FILE.json beside FILE holds class names, colours, shapes and where it runs. How to load it, in JAX alone: python -m pydoc nest_jax.export.
+FILE.json beside FILE holds class names, colours, shapes and where it runs. How to load it: python -m pydoc nest_jax.export.
 Images are of one size, the training crop's by default; scale them to it. Convolutions are written in the form that is fast where
 this command runs (FILE.json: "convolutions"); the file runs on all its platforms ({DEFAULT_PLATFORMS}), but for the full speed of an
 accelerator make it on one. Exit codes: 0 done, 2 something in the input is wrong, 130 interrupted.
@@ -119,7 +120,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = Parser(
         prog="python -m nest_jax.export",
-        description="Writes a run's model as StableHLO, weights inside, for programs that have JAX alone.",
+        description="Writes a run's model as StableHLO, weights inside, for programs that have JAX and nothing of this package.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

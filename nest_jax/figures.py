@@ -52,7 +52,7 @@ STYLE = {
 }
 
 
-def library() -> Any:
+def plotting() -> Any:
     """matplotlib, without pyplot: no figure here belongs to a window.
 
     Raises:
@@ -70,7 +70,7 @@ def library() -> Any:
 @contextlib.contextmanager
 def style() -> Iterator[Any]:
     """The charts' style inside the block; nobody's own settings change."""
-    matplotlib = library()
+    matplotlib = plotting()
     with matplotlib.rc_context(STYLE):
         yield matplotlib
 
@@ -88,7 +88,7 @@ def styled(draw: Callable) -> Callable:
 
 def axes(title: str, width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
     """A figure of one pair of axes, in inches; it belongs to no window and needs no closing."""
-    figure = library().figure.Figure(figsize=(width, height), layout="constrained")
+    figure = plotting().figure.Figure(figsize=(width, height), layout="constrained")
     # Above the figure and not above the axes, which begin behind labels of any length.
     title = textwrap.fill(title, int(12 * width))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
@@ -178,7 +178,7 @@ def heat_map(
                 )
     for row, column in outlined:
         one.add_patch(
-            library().patches.Rectangle(
+            plotting().patches.Rectangle(
                 (column - 0.47, row - 0.44), 0.94, 0.88, fill=False, edgecolor="#D55E00", lw=1.6
             )
         )

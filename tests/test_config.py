@@ -58,21 +58,26 @@ def test_the_animals_recipe():
     assert config.protocol(loaded).tasks == ((8, 10, 12), (13,), (15,), (17,))
 
 
-def test_rows_for_planned_methods(monkeypatch):
-    plop, mib = ModuleType("plop"), plugins.load("methods", "mib")
-    vars(plop)["defaults"] = lambda name: {"pod": 0.01}
-    found = {"mib": mib, "plop": plop, "rcil": plop}
-    monkeypatch.setattr(plugins, "modules", lambda kind: found if kind == "methods" else MODULES(kind))
+def test_rows_of_plop_and_rcil():
     assert load("voc_15_1", arg="method=plop").train.freeze_old_classifiers
     assert not load("voc_15_1", arg="method=plop,classifier_init=background").train.freeze_old_classifiers
-    assert not load("ade_100_5", arg="method=plop").train.freeze_old_classifiers
+    ade = load("ade_100_5", arg="method=plop")
+    assert not ade.train.freeze_old_classifiers
+    assert (ade.method.pod, ade.method.pod_logits) == (0.001, 0.00001)
     assert load("voc_10_1", arg="method=plop").train.epochs == (30, 10)
     assert load("voc_10_1", arg="method=rcil").train.epochs == (30, 30)
     rcil = load("ade_100_5", arg="method=rcil")
     assert rcil.train.learning_rate == (0.01, 0.001) and rcil.classifier_init.learning_rate == 0.1
+    assert (rcil.method.pooled_cube, rcil.method.pooled_cube_last) == (5e-6, 5e-7)
+    assert load("voc_15_1", arg="method=rcil,classifier_init=background").classifier_init.bias == "random"
+    assert load("voc_15_1", arg="method=mib,classifier_init=background").classifier_init.bias == "shared"
 
 
-MODULES = plugins.modules
+def test_rcil_picks_its_networks():
+    loaded = load("voc_15_1", arg="method=rcil,backbone=resnet50")
+    assert (loaded.backbone.name, loaded.decoder.name) == ("resnet50_rc", "deeplabv3_rc")
+    assert load("voc_15_1", arg="method=rcil,backbone=resnet101_rc").backbone.name == "resnet101_rc"
+    assert load("voc_15_1", arg="method=plop").backbone.name == "resnet101"
 
 
 def test_picks_replace_whole_sections():
@@ -117,7 +122,7 @@ def test_configs_are_found_in_an_installed_package(tmp_path, monkeypatch):
 
 
 def test_unknown_config_files():
-    text = message(config.load, "configs/voc_15_2.py")
+    text = message(config.load, "configs/voc_15_11.py")
     assert "did you mean 'configs/voc_15_1.py'" in text and "configs/ade_100_5.py" in text
     assert "did you mean 'configs/shapes.py'" in message(config.load, "shape")
     assert "/nowhere/voc_15_1.py" in message(config.load, "/nowhere/voc_15_1.py")

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shutil
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -82,16 +83,19 @@ def test_views_average_probabilities(setting):
     images = np.stack([np.asarray(data.val.read(index)[0]) for index in range(3)])
     views = reevaluate.views("0.75,1", flip=True)
     assert views == ((0.75, False), (0.75, True), (1.0, False), (1.0, True))
-    mean = 0
-    for scale, mirrored in views:
-        seen = upsample.bilinear(segmenter.normalise(jnp.asarray(images)), (round(32 * scale), round(32 * scale)))
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def view(scale, mirrored):
+        size = round(32 * scale)
+        seen = upsample.bilinear(segmenter.normalise(jnp.asarray(images)), (size, size))
         seen = jnp.flip(seen, 2) if mirrored else seen
         features, _ = seg.apply(segmenter, model["network"], model["batch_stats"], seen, train=False)
         logits = upsample.bilinear(seg.logits(features.pre_logits, model["classifier"]), (32, 32))
-        logits = jnp.flip(logits, 2) if mirrored else logits
-        mean = mean + np.asarray(jax.nn.softmax(logits)) / len(views)
-    found = predictions(segmenter, model, images, views)
+        return jax.nn.softmax(jnp.flip(logits, 2) if mirrored else logits)
+
+    mean = np.mean([view(*one) for one in views], axis=0)
     best = np.sort(mean, -1)
+    found = predictions(segmenter, model, images, views)
     clear = best[..., -1] - best[..., -2] > 1e-4
     assert clear.mean() > 0.95
     assert_array_equal(found[clear], np.argmax(mean, -1)[clear])
@@ -172,7 +176,8 @@ def test_another_data_set_is_matched_by_class_names(run, monkeypatch):
 
         return dataclasses.replace(inner, classes=names, presence=inner.presence[:, raw], read=read)
 
-    plugin = types.SimpleNamespace(defaults=shapes.defaults, classes=lambda settings: names, load=load)
+    plugin = types.ModuleType("renamed")
+    vars(plugin).update(defaults=shapes.defaults, classes=lambda settings: names, load=load)
     monkeypatch.setitem(plugins.modules("datasets"), "renamed", plugin)
     sizes = [f"--config.{key}={tiny.OVERRIDES[key]}" for key in ("dataset.size", "dataset.val_images")]
     found = written(run, "--task", "0", "--dataset", "renamed", *sizes)

@@ -14,7 +14,7 @@ from nest_jax import evaluate, export, pictures, predict, restored, sharding
 from nest_jax.predict import Picture
 from tests import untrained
 
-# What a program that has JAX alone does; it fails where any of our packages is needed.
+# What a program does that has JAX and flatbuffers; it fails where any other package of ours is needed.
 PROGRAM = """
 import sys
 import jax, jax.export
@@ -44,7 +44,7 @@ def images(count, height, width):
 def in_a_process_of_its_own(path, given, tmp_path):
     np.save(tmp_path / "given.npy", given)
     files = [str(path), str(tmp_path / "given.npy"), str(tmp_path / "found.npz")]
-    environment = {**os.environ, "PYTHONPATH": "", "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *files], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
@@ -52,7 +52,7 @@ def in_a_process_of_its_own(path, given, tmp_path):
     return np.load(tmp_path / "found.npz")
 
 
-def test_the_file_gives_the_predictions_in_a_process_that_has_jax_alone(run, tmp_path, capsys):
+def test_the_file_gives_the_predictions_in_a_process_without_this_package(run, tmp_path, capsys):
     path = tmp_path / "deep" / "model.stablehlo"
     assert export.main(["--workdir", str(run), "--out", str(path), "--probabilities"]) == 0
     assert "6 classes, input ['batch', 32, 32, 3], for cpu, cuda, tpu" in capsys.readouterr().out

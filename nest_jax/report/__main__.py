@@ -69,7 +69,7 @@ def report(workdirs: Sequence[str], out: epath.PathLike | None = None, *, cam_cl
     Raises:
         InputError: a run has no results, matplotlib is not installed, or `out` cannot be written.
     """
-    figures.library()
+    figures.plotting()
     found = runs.read(workdirs)
     folder = epath.Path(out).expanduser() if out else found[0].workdir / "report"
     files: page.Files = {}

@@ -180,7 +180,7 @@ def activation_maps(runs: Sequence[Run], chosen: Sequence[Place], files: page.Fi
 def overlay(image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """The image in grey with the map in colour on top, the stronger the less grey."""
     grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
-    colour = 255 * figures.library().colormaps["inferno"](heat)[..., :3]
+    colour = 255 * figures.plotting().colormaps["inferno"](heat)[..., :3]
     weight = 0.25 + 0.6 * heat[..., None]
     return np.clip((1 - weight) * grey + weight * colour, 0, 255).astype(np.uint8)
 
