@@ -86,7 +86,7 @@ def paint(labels: Integer[np.ndarray, "h w"]) -> Image.Image:
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], labels: Integer[np.ndarray, "h w"], class_names: Sequence[str]
 ) -> Image.Image:
-    """The image with its labels' colours blended in and numbers on large regions, and a legend below; background stays as it is.
+    """The image with its labels' colours blended in, white borders, and numbers on large regions; a legend below. Background stays as it is.
 
     Made for looking at: the longer side becomes `OVERLAY` pixels at most, so that numbers and legend can be read.
     """
@@ -96,6 +96,10 @@ def overlay(
     small = np.asarray(Image.fromarray(np.asarray(labels, np.uint8)).resize(size, Image.Resampling.NEAREST))
     pixels = np.asarray(source.resize(size, Image.Resampling.BILINEAR), np.float32)
     blended = np.where(small[..., None] > 0, (1 - OPACITY) * pixels + OPACITY * palette()[small], pixels)
+    border = np.zeros(small.shape, bool)  # colours alone are lost on things of the same colour
+    border[:, :-1] = small[:, 1:] != small[:, :-1]
+    border[:-1] |= small[1:] != small[:-1]
+    blended[border] = 255
     picture = Image.fromarray(blended.astype(np.uint8))
     draw, font = ImageDraw.Draw(picture), _font(TEXT - 3)
     coarse = np.asarray(
@@ -110,7 +114,8 @@ def overlay(
     canvas = _Canvas(max(size[0], CELL) + 2 * GAP, GAP)
     canvas.paste(picture, (GAP, canvas.grow(size[1] + GAP)))
     names = {str(label): name for label, name in enumerate(class_names)}
-    _legend(canvas, GAP, np.unique(labels).tolist(), names, _font(TEXT), font)
+    used = np.unique(labels).tolist()
+    _legend(canvas, GAP, [label for label in used if label] or used, names, _font(TEXT), font)
     return canvas.picture()
 
 

@@ -194,7 +194,8 @@ def test_overlays_tint_all_but_the_background_and_name_the_classes():
     labels[:, 150:] = 2
     shown = np.asarray(pictures.overlay(pixels, labels, ("background", "cat", "dog")))
     inside = shown[pictures.GAP : pictures.GAP + 60, pictures.GAP : pictures.GAP + 300]
-    assert_array_equal(inside[:, :150], pixels[:, :150])
+    assert_array_equal(inside[:, :149], pixels[:, :149])
+    assert (inside[:, 149] == 255).all()  # the border
     tint = (1 - pictures.OPACITY) * 100 + pictures.OPACITY * pictures.palette()[2]
     assert_allclose(inside[2, -1].astype(float), tint, atol=1)
     assert (inside[:, 150:] == 255).all(-1).any()  # the number
