@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from nest_jax import pictures, results
+from nest_jax.command import Parser, exit_code
 from nest_jax.errors import InputError
 from nest_jax.storage import write_text
 
@@ -26,13 +26,12 @@ EXAMPLES = """examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table and writes the files; returns the exit code: 0, or 2 after an error that the user can mend."""
-    parser = argparse.ArgumentParser(
+def run(arguments: Sequence[str]) -> None:
+    """What `main` does, with errors as exceptions."""
+    parser = Parser(
         prog="python -m nest_jax.compare",
         description="Compare runs: mIoU of the old, the new and all classes after every task, in percent.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs",
@@ -46,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder for comparison.md, comparison.csv and comparison.png (default: only print the table)",
     )
     options = parser.parse_args(arguments)
-    try:
-        compare(options.runs, options.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    compare(options.runs, options.out)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table and writes the files; returns the exit code."""
+    return exit_code(run, arguments)
 
 
 def compare(runs: Sequence[str], out: epath.PathLike | None = None) -> None:

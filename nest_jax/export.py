@@ -31,8 +31,8 @@ from etils import epath
 from jaxtyping import Array
 
 from nest_jax import convolutions, evaluate, memory, pictures, restored, results, storage, upsample
+from nest_jax.command import Parser, exit_code
 from nest_jax.errors import InputError
-from nest_jax.main import INPUT_ERROR, INTERRUPTED, Parser
 from nest_jax.restored import Restored
 
 FORMAT_VERSION = 1
@@ -122,8 +122,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m nest_jax.export",
         description="Writes a run's model as StableHLO, weights inside, for programs that have JAX and nothing of this package.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     restored.add_flags(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="the model; FILE.json is written beside it")
@@ -185,16 +183,8 @@ def run(arguments: Sequence[str]) -> epath.Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code. What a user can mend is one plain message, without a stack trace."""
-    try:
-        run(sys.argv[1:] if arguments is None else list(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    """Runs the command line; returns the exit code."""
+    return exit_code(lambda given: run(given) and None, arguments, interrupted="interrupted; nothing was written")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import NoReturn
 
 from nest_jax import __version__, config, interruption, memory, plugins, tasks, validation
-from nest_jax.errors import InputError, TrainingError
-
-INPUT_ERROR, TRAINING_ERROR, INTERRUPTED = 2, 3, 130  # exit codes
+from nest_jax.command import Parser, exit_code, split_overrides
+from nest_jax.errors import InputError
 
 EXAMPLES = """\
 examples:
@@ -27,13 +25,6 @@ saved, with 0; a second one interrupts at once.
 configs: """
 
 
-class Parser(argparse.ArgumentParser):
-    """Its errors go the way of all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help shows examples)")
-
-
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     """The flags, and the overrides `("train.epochs", "6,6")` in their order.
 
@@ -44,8 +35,6 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         prog="python -m nest_jax.main",
         description="Trains a class-incremental segmenter, task after task.",
         epilog=EXAMPLES + ", ".join(config.available()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE[:ARG]", help="config file; ARG picks plug-ins: method=mib,..."
@@ -67,29 +56,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         "--version", action="version", version=f"nest_jax {__version__} (jax {metadata.version('jax')})"
     )
 
-    flags, overrides = _split(arguments)
+    flags, overrides = split_overrides(arguments)
     known, unknown = parser.parse_known_args(flags)
     if unknown:
         choices = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
         raise InputError("\n".join(plugins.unknown("flag", word, choices) for word in unknown))
     return known, overrides
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Takes `--config.KEY=VALUE` and `--config.KEY VALUE` out of the arguments."""
-    flags, overrides, words = [], [], iter(arguments)
-    for word in words:
-        if not word.startswith("--config."):
-            flags.append(word)
-            continue
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        if not equals:
-            following = next(words, "--")
-            if following.startswith("--"):
-                raise InputError(f"{word} needs a value: {word}=VALUE")
-            value = following
-        overrides.append((key, value))
-    return flags, overrides
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -112,8 +84,11 @@ def run(arguments: Sequence[str]) -> None:
     absl.flags.FLAGS(sys.argv[:1])  # Grain's worker processes want absl's flags parsed
     logging.basicConfig(format="%(message)s")
     logging.getLogger("nest_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    with interruption.listening():
-        train.run(settings, flags.workdir or f"runs/{settings.name}")
+    try:
+        with interruption.listening():
+            train.run(settings, flags.workdir or f"runs/{settings.name}")
+    except interruption.Stopped as stopped:
+        print(f"stopped and saved ({stopped}); the same command continues", file=sys.stderr)
 
 
 def join_processes(flags: argparse.Namespace) -> None:
@@ -155,23 +130,8 @@ def describe(settings: config.Config) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code. What a user can mend is one plain message, without a stack trace."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except TrainingError as error:
-        print(f"training stopped: {error}", file=sys.stderr)
-        return TRAINING_ERROR
-    except interruption.Stopped as stopped:
-        print(f"stopped and saved ({stopped}); the same command continues", file=sys.stderr)
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    """Runs the command line; returns the exit code."""
+    return exit_code(run, arguments, interrupted="interrupted; the same command continues from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from nest_jax import evaluate, memory, photographs, pictures, plugins, restored, segmenter, storage, upsample, writers
+from nest_jax.command import DONE, Parser, exit_code
 from nest_jax.errors import InputError
-from nest_jax.main import INPUT_ERROR, INTERRUPTED, Parser
 from nest_jax.restored import Restored
 
 UNREADABLE = 4  # exit code
@@ -234,8 +234,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m nest_jax.predict",
         description="Segments pictures with a run's model; the data set is not needed.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, directories, or globs in quotes")
     restored.add_flags(parser)
@@ -323,19 +321,18 @@ def write(files: dict[str, epath.Path], image: np.ndarray, logits: np.ndarray, c
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code. What a user can mend is one plain message, without a stack trace."""
-    try:
-        unreadable = run(sys.argv[1:] if arguments is None else list(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; what is written is whole, but for the last picture", file=sys.stderr)
-        return INTERRUPTED
-    if unreadable:
-        print("\n".join([f"not read: {len(unreadable)}", *(f"  {line}" for line in unreadable)]), file=sys.stderr)
-        return UNREADABLE
-    return 0
+    """Runs the command line; returns the exit code."""
+    told = "interrupted; what is written is whole, but for the last picture"
+    return exit_code(reported, arguments, interrupted=told)
+
+
+def reported(arguments: Sequence[str]) -> int:
+    """`run`, and what could not be read at the end."""
+    unreadable = run(arguments)
+    if not unreadable:
+        return DONE
+    print("\n".join([f"not read: {len(unreadable)}", *(f"  {line}" for line in unreadable)]), file=sys.stderr)
+    return UNREADABLE
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ is started again by the same command; a finished one is only reported. Says how 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -14,8 +13,18 @@ from types import ModuleType
 import numpy as np
 
 from nest_jax import plugins, tasks
+from nest_jax.command import Parser, exit_code
 from nest_jax.datasets import Dataset, _check, _prepared
 from nest_jax.errors import InputError
+
+EXAMPLES = """\
+examples:
+  python -m nest_jax.prepare voc2012 --source /data/VOCdevkit
+  python -m nest_jax.prepare ade20k --source /data/ADEChallengeData2016 --data_dir /data/prepared
+
+  # go on without damaged images; they are listed
+  python -m nest_jax.prepare coco_stuff10k --source /data/cocostuff-10k-v1.1 --skip_bad
+"""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -25,8 +34,8 @@ def run(arguments: Sequence[str]) -> None:
         InputError: unknown data set, or what its `prepare` finds wrong.
     """
     able = [name for name in plugins.names("datasets") if hasattr(plugins.load("datasets", name), "prepare")]
-    parser = argparse.ArgumentParser(
-        prog="python -m nest_jax.prepare", description="Check and pack a data set for training."
+    parser = Parser(
+        prog="python -m nest_jax.prepare", description="Check and pack a data set for training.", epilog=EXAMPLES
     )
     parser.add_argument("dataset", help=f"one of: {', '.join(able)}")
     parser.add_argument("--source", required=True, metavar="DIR", help="the official folders, unpacked")
@@ -106,16 +115,9 @@ def _row(numbers: Sequence[int]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code. Bad input is one message and code 2, Ctrl-C 130."""
-    try:
-        run(sys.argv[1:] if arguments is None else arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing is left behind; the same command begins again", file=sys.stderr)
-        return 130
-    return 0
+    """The command line; returns the exit code."""
+    told = "interrupted: nothing is left behind; the same command begins again"
+    return exit_code(run, arguments, interrupted=told)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,10 +34,10 @@ from nest_jax import (
     storage,
 )
 from nest_jax import config as configs
+from nest_jax.command import Parser, exit_code, split_overrides
 from nest_jax.datasets import Dataset
 from nest_jax.errors import InputError
 from nest_jax.evaluate import View
-from nest_jax.main import INPUT_ERROR, INTERRUPTED, Parser, _split
 from nest_jax.restored import Restored
 from nest_jax.tasks import VOID
 
@@ -83,8 +82,6 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
         prog="python -m nest_jax.evaluate",
         description="Evaluates a completed task of a run again.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     restored.add_flags(parser, dtype=False)
     parser.add_argument("--dataset", metavar="NAME", help="another data set, with its --config.dataset.KEY=VALUE")
@@ -93,7 +90,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
     parser.add_argument("--scales", default="1", metavar="S,...", help="each image at these scales, e.g. 0.75,1,1.25")
     parser.add_argument("--out", metavar="FILE", help=f"where to write (default: RUN/{FOLDER}/NAME.json)")
     parser.add_argument("--config.KEY", dest="key", metavar="VALUE", help="overrides one value of the run's config")
-    flags, overrides = _split(arguments)
+    flags, overrides = split_overrides(arguments)
     for key, _ in overrides:
         if key == "dataset.name":
             raise InputError("--config.dataset.name: it brings its own settings; pick it with --dataset NAME")
@@ -259,13 +256,5 @@ def table(entry: dict[str, Any], own: dict[str, Any] | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code. What a user can mend is one plain message, without a stack trace."""
-    try:
-        run(sys.argv[1:] if arguments is None else list(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    """Runs the command line; returns the exit code."""
+    return exit_code(lambda given: run(given) and None, arguments, interrupted="interrupted; nothing was written")

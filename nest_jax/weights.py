@@ -15,6 +15,7 @@ import numpy as np
 
 from nest_jax import known_weights, plugins, storage, torch_weights, weight_formats
 from nest_jax import segmenter as seg
+from nest_jax.command import Parser, exit_code
 from nest_jax.errors import InputError
 from nest_jax.known_weights import KNOWN
 
@@ -156,13 +157,12 @@ def _merged_classifier(
 # ----------------------------------------------------------------------------------------------------------------- command line
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code. Bad input is one message and code 2."""
-    parser = argparse.ArgumentParser(
+def run(arguments: Sequence[str]) -> None:
+    """What `main` does, with errors as exceptions."""
+    parser = Parser(
         prog="python -m nest_jax.weights",
         description="Pretrained weights: list and fetch the published files; convert PyTorch's files; export a trained task for PyTorch.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | fetch | convert | export")
     commands.add_parser("list", help="the published files and which of them are on this machine")
@@ -175,19 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument("--workdir", required=True, metavar="DIR", help="the run")
     one.add_argument("--task", type=int, metavar="T", help="after which task (default: the last complete one)")
     one.add_argument("out", metavar="OUT", help="a new file, named .safetensors")
-    options = parser.parse_args(arguments)
-    try:
-        print(_run(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    print(_done(parser.parse_args(arguments)))
 
 
-def _run(options: argparse.Namespace) -> str:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return exit_code(run, arguments)
+
+
+def _done(options: argparse.Namespace) -> str:
     if options.command == "list":
         return listing()
     if options.command == "fetch":

@@ -2,11 +2,11 @@
 
 import json
 import math
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import nest_jax
 from nest_jax import base, checkpoints, plugins, rundir, segmenter
@@ -15,6 +15,12 @@ from nest_jax.backbones import efficientnet_lite
 from tests import tiny
 
 SHALLOW = {"blocks": "1,1,1,1", "depths": "1,1,1,1", "depth": "1"}
+# nearly all of a run's time is XLA's compiler's, which is several times as fast without its care for fast code
+QUICK = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 DECODERS = {"vit_b": "setr"}  # the others: plain, which compiles fastest
 
 
@@ -43,25 +49,6 @@ def arguments(name):
     }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    """Nearly all of a run's time is XLA's: less optimisation, and networks that are the same when shallow are compiled once."""
-    values = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {key: jax.config.values[key] for key in values}
-    for key, value in values.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-    yield
-    for key, value in before.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-    jax.clear_caches()
-
-
 @pytest.mark.parametrize("name", plugins.names("backbones"))
 def test_two_tasks_of_every_backbone(name, tmp_path, monkeypatch):
     saved, save = {}, checkpoints.save
@@ -70,12 +57,14 @@ def test_two_tasks_of_every_backbone(name, tmp_path, monkeypatch):
         saved[str(directory)] = jax.tree.map(np.array, tree)
         save(directory, tree, metadata)
 
-    monkeypatch.setattr(checkpoints, "save", recorded)
     # the one network without a setting for its depth
     monkeypatch.setattr(efficientnet_lite, "STAGES", tuple((1, *stage[1:]) for stage in efficientnet_lite.STAGES))
     pick, overrides = arguments(name)
     config = tiny.config(pick, **overrides)
-    outcome = nest_jax.run(config, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", recorded)
+        patch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICK))
+        outcome = nest_jax.run(config, tmp_path)
     assert len(outcome["tasks"]) == 2 and outcome["tasks"][1]["steps"]["training"] > 0
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     losses = [value for line in map(json.loads, lines) for key, value in line.items() if key == "loss"]

@@ -5,12 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from nest_jax import config, plugins, recipes, rundir, validation
+from nest_jax import config, recipes, rundir, validation
 from nest_jax.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

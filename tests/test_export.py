@@ -26,7 +26,7 @@ given = np.load(sys.argv[2])
 found = jax.jit(model.call)(given)
 labels, probabilities = found if isinstance(found, (tuple, list)) else (found, ())
 np.savez(sys.argv[3], labels=labels, probabilities=probabilities)
-foreign = [name for name in ("nest_jax", "flax", "orbax", "etils", "PIL", "ml_collections") if name in sys.modules]
+foreign = [name for name in ("nest_jax", "flax", "orbax", "optax", "PIL", "ml_collections") if name in sys.modules]
 assert not foreign, foreign
 """
 

@@ -198,7 +198,7 @@ def test_overlays_tint_all_but_the_background_and_name_the_classes():
     assert (inside[:, 149] == 255).all()  # the border
     tint = (1 - pictures.OPACITY) * 100 + pictures.OPACITY * pictures.palette()[2]
     assert_allclose(inside[2, -1].astype(float), tint, atol=1)
-    assert (inside[:, 150:] == 255).all(-1).any()  # the number
+    assert (inside[:, 150:].min(-1) > 200).any()  # the number
     assert shown.shape[0] > 60 + 3 * pictures.GAP  # the legend
     large = pictures.overlay(image(400, 2000), np.zeros((400, 2000), np.uint8), ("background",))
     assert large.width == pictures.OVERLAY + 2 * pictures.GAP

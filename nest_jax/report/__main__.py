@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from nest_jax import figures, writers
+from nest_jax.command import Parser, exit_code
 from nest_jax.errors import InputError
-from nest_jax.main import INPUT_ERROR, INTERRUPTED, Parser
 from nest_jax.report import page, runs, sections, strips
 from nest_jax.report.page import Section
 from nest_jax.report.runs import Run
@@ -43,8 +43,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m nest_jax.report",
         description="Makes one self-contained page of what a run did, or of several runs side by side.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, metavar="RUN", help="a run's --workdir, or LABEL=WORKDIR")
     parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="further runs to set beside it")
@@ -140,18 +138,16 @@ def activation_maps(found: Sequence[Run], chosen: Sequence[strips.Place], files:
         return Section("cam", title, page.missing(f"There are no class activation maps: {error}"))
 
 
+def run(arguments: Sequence[str]) -> None:
+    """What `main` does, with errors as exceptions."""
+    options = parse(arguments)
+    print(report([options.workdir, *options.compare], options.out, cam_classes=options.cam_classes))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code. What a user can mend is one plain message, without a stack trace."""
-    try:
-        options = parse(sys.argv[1:] if arguments is None else list(arguments))
-        print(report([options.workdir, *options.compare], options.out, cam_classes=options.cam_classes))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written, or only a part of the PNG files", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    """Runs the command line; returns the exit code."""
+    told = "interrupted; nothing was written, or only a part of the PNG files"
+    return exit_code(run, arguments, interrupted=told)
 
 
 if __name__ == "__main__":

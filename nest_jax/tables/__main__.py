@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from etils import epath
 
-from nest_jax import main as nest_main
-from nest_jax.errors import InputError
-from nest_jax.main import INPUT_ERROR, Parser
+from nest_jax.command import Parser, exit_code, split_overrides
 from nest_jax.tables import catalogue, launch, overview, reproducing
 from nest_jax.tables import plan as plans
 
@@ -46,8 +44,6 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, catalogue.Overr
         prog="python -m nest_jax.tables",
         description="Plans and runs the tables of the NeST paper, and writes them beside the paper's numbers.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="every table: rows, runs, data, whether it can be run here")
@@ -62,7 +58,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, catalogue.Overr
     parser.add_argument("--workdir", default="runs/tables", metavar="DIR", help="default: runs/tables")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, one per run, and stop")
     parser.add_argument("--config.KEY", dest="key", metavar="VALUE", help="overrides one value in all runs")
-    flags, overrides = nest_main._split(arguments)
+    flags, overrides = split_overrides(arguments)
     return parser.parse_args(flags), tuple(overrides)
 
 
@@ -107,14 +103,7 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    try:
-        return run(sys.argv[1:] if arguments is None else list(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return launch.INTERRUPTED
+    return exit_code(run, arguments, interrupted="interrupted; the same command continues")
 
 
 if __name__ == "__main__":

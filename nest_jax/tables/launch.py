@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 
 from nest_jax import rundir
+from nest_jax.command import INTERRUPTED
 from nest_jax.errors import InputError
 from nest_jax.tables import plan as plans
 from nest_jax.tables import report
 from nest_jax.tables.plan import Plan, Run
 
-FAILED, INTERRUPTED = 3, 130  # exit codes; 130 is also nest_jax.main's
+FAILED = 3  # exit code
 PATIENCE = 120.0  # seconds for a run to finish its step and save
 
 
