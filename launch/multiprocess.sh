@@ -19,7 +19,7 @@ and ends; the same command continues it. PYTHON names the interpreter (default: 
 
 examples:
   launch/multiprocess.sh --processes=2 --cpu_devices=2 -- --config=configs/shapes.py --workdir=runs/two
-  launch/multiprocess.sh --processes=8 --gpus=0,1,2,3,4,5,6,7 -- --config=configs/voc_15_1.py --config.checkpoint.every_steps=500
+  launch/multiprocess.sh --processes=8 --gpus=0,1,2,3,4,5,6,7 -- --config=configs/voc_15_1.py
 EOF
 }
 

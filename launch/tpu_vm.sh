@@ -38,7 +38,7 @@ examples
   launch/tpu_vm.sh create "${pod[@]}"
   launch/tpu_vm.sh setup "${pod[@]}" --copy=gs://bucket/tensorflow_datasets:tensorflow_datasets
   launch/tpu_vm.sh run "${pod[@]}" --copy=gs://bucket/tensorflow_datasets:tensorflow_datasets -- \
-    --config=configs/voc_15_1.py --workdir=gs://bucket/voc_15_1 --config.checkpoint.every_steps=200
+    --config=configs/voc_15_1.py --workdir=gs://bucket/voc_15_1
   launch/tpu_vm.sh delete "${pod[@]}"
 EOF
 }

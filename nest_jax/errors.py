@@ -1,4 +1,4 @@
-"""What a user can mend: one exception type whose message is all that is shown."""
+"""Exceptions whose message is all that is shown."""
 
 
 class InputError(Exception):
@@ -13,4 +13,4 @@ class CorruptCheckpoint(InputError):
 
 
 class TrainingError(Exception):
-    """Training cannot go on (a non-finite loss). The message names the terms, the step and the last good checkpoint; exit code 3."""
+    """Training cannot go on: a non-finite loss (the message names the terms, the step and the last good checkpoint), a dead worker; exit code 3."""

@@ -36,15 +36,17 @@ def requested() -> bool:
     return bool(_received)
 
 
-def agreed(*, meeting: bool) -> bool:
-    """Whether any process was asked to stop, in which case all must.
+def agreed(*wishes: bool, meeting: bool) -> tuple[bool, ...]:
+    """For every wish, whether any process has it, in which case all must follow.
 
-    Processes exchange it only where `meeting` holds, which must be so for all of them at once: it waits for the slowest.
+    Processes exchange them only where `meeting` holds, which must be so for all of them at once (it waits for the slowest); elsewhere none holds.
     """
     import jax  # late: the command line answers a bad flag before it loads JAX
     import numpy as np
     from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
-        return requested()
-    return meeting and bool(multihost_utils.process_allgather(np.array([requested()])).any())
+        return wishes
+    if not meeting:
+        return (False,) * len(wishes)
+    return tuple(multihost_utils.process_allgather(np.array(wishes)).any(axis=0).tolist())

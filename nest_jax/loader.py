@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from nest_jax.datasets import Dataset
-from nest_jax.errors import InputError
+from nest_jax.errors import InputError, TrainingError
 from nest_jax.transforms import eval_transform, full_image, train_transform
 
 VOID = 255
@@ -294,7 +294,13 @@ def _close_open_streams() -> None:
 
 
 def _unwrapped(error: BaseException) -> BaseException:
-    """The `InputError` that lies behind an error from a thread or process, or else the error itself."""
+    """The `InputError` that lies behind an error from a thread or process, a dead worker in plain words, or else the error itself."""
+    if "terminated unexpectedly" in str(error):
+        ended = str(error).splitlines()[0].removesuffix("Search the logs above for the source of the crash.").strip()
+        return TrainingError(
+            f"reading images: {ended} (-9 is often a full memory). The same command continues from the last checkpoint; "
+            "--config.train.workers=0 reads in threads"
+        )
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, InputError):

@@ -78,8 +78,12 @@ def run(
         for done, batch in enumerate(batches(start), start + 1):
             carry, scalars = compiled(carry, frozen, sharding.global_batch(batch, context.mesh))
             waiting.append((done, scalars))
-            stop = interruption.agreed(meeting=done % config.log.every_steps == 0 or done == steps)
-            due = _due(config.checkpoint, done, time.monotonic() - last_save) and done < steps
+            # Processes must agree, and their clocks do not: they meet where losses are fetched.
+            meeting = done % config.log.every_steps == 0 or done == steps
+            by_time = 0 < config.checkpoint.every_seconds <= time.monotonic() - last_save
+            stop, by_time = interruption.agreed(interruption.requested(), by_time, meeting=meeting)
+            by_steps = config.checkpoint.every_steps > 0 and done % config.checkpoint.every_steps == 0
+            due = (by_time or by_steps) and done < steps
             # The end of training is saved, so that a kill during the evaluation costs the evaluation alone.
             due |= stop or (done == steps and phase == PHASES[-1])
             loss = None
@@ -103,13 +107,6 @@ def compile_step(step: Callable, carry: Any, mesh: Mesh) -> Callable:
     """`step` jitted: its carry is donated and comes back where it lay, its scalars go to every device."""
     kept = jax.tree.map(lambda leaf: leaf.sharding, carry)
     return jax.jit(step, donate_argnums=0, out_shardings=(kept, sharding.replicated(mesh)))
-
-
-def _due(settings: Any, done: int, since_save: float) -> bool:
-    by_steps = settings.every_steps > 0 and done % settings.every_steps == 0
-    # Processes must agree; their clocks do not, so that time counts in runs of one process only.
-    by_time = jax.process_count() == 1 and settings.every_seconds > 0 and since_save >= settings.every_seconds
-    return by_steps or by_time
 
 
 def _log(context: Context, phase: str, waiting: list) -> float | None:

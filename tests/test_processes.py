@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from nest_jax import checkpoints, main, results, rundir
+from nest_jax import checkpoints, command, main, results, rundir
 from nest_jax.errors import InputError
 from tests import tiny
 
@@ -22,12 +22,12 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = tiny.arguments("method=plop", train__learning_rate="0.01,0.0001", classifier_init__learning_rate=0.0001)
 
 
-def start(workdir, *arguments, devices=1):
+def start(workdir, *more, devices=1):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "nest_jax.main", *ARGUMENTS, f"--workdir={workdir}", *arguments]
+    arguments = [sys.executable, "-m", "nest_jax.main", *ARGUMENTS, f"--workdir={workdir}", *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+    return subprocess.Popen(arguments, env=environment, cwd=ROOT, **pipes)
 
 
 def finish(*processes):
@@ -108,6 +108,23 @@ def test_a_signal_ends_the_run_saved_and_the_same_command_continues(one, tmp_pat
         *(jax.tree.leaves(checkpoints.restore(rundir.task_directory(w, 1))[0]) for w in (tmp_path, whole)), strict=True
     ):
         assert_array_equal(ours, theirs)
+
+
+def test_a_data_worker_that_dies_ends_the_run_in_plain_words(tmp_path):
+    """A worker process is killed as the kernel does when memory is short."""
+    more = ("--config.train.workers=1", "--config.train.epochs=500,1", "--config.log.every_steps=1")
+    process = start(tmp_path, *more)
+    log = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and '"training"' in log.read_text()):
+        time.sleep(0.1)
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")  # a child belongs to the thread that made it
+    children = [pid for thread in threads for pid in thread.read_text().split()]
+    (worker,) = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(worker), signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == command.TRAINING_ERROR and "Traceback" not in said
+    assert "training stopped: reading images: Worker process was terminated" in said
+    assert "The same command continues" in said
 
 
 @pytest.mark.parametrize(
