@@ -40,7 +40,15 @@ LISTS = {
     "ade": ("100-5", "100-50"),
 }  # folders of the columns that protocol.npz covers
 # Slugs of the rows that have been run on the VOC subset, in the setting of tables 1, 3 to 6, 11 and 12.
-ON_SUBSET = ("mib", "mib_nest")
+ON_SUBSET = (
+    "mib",
+    "mib_nest",
+    "mib_random",
+    "mib_two_stage",
+    "mib_nest_projection",
+    "mib_nest_importance",
+    "mib_nest_random_matrices",
+)
 
 
 def text() -> str:
