@@ -48,11 +48,15 @@ def taken_over(config: Any, segmenter: seg.Segmenter, data: Data) -> dict[str, A
     directory = rundir.task_directory(source, 0)
     if not checkpoints.exists(directory):
         raise InputError(f"init_from={config.init_from}: no completed task 0 there ({directory})")
-    found = checkpoints.metadata(directory)["classes"]
+    saved = checkpoints.metadata(directory)
+    found = saved["classes"]
     if found != wanted:
         raise InputError(
             f"init_from={config.init_from}: its task 0 learnt {', '.join(found)}; here it is {', '.join(wanted)}"
         )
+    # Shapes do not tell one normalisation, stride or dilation from another.
+    if wrong := extension.differences(config, extension.sections(saved["config"]), ignore=("pretrained",)):
+        raise InputError(f"init_from={config.init_from}: " + "; ".join(wrong))
     return restored(directory, target)
 
 

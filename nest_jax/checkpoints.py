@@ -223,7 +223,7 @@ def _replace(directory: epath.Path, complete: epath.Path) -> None:
 
 def _heal(directory: epath.Path) -> None:
     aside = _aside(directory)
-    if jax.process_index() == 0 and aside.exists():
+    if aside.exists() and jax.process_index() == 0:
         if directory.exists():
             aside.rmtree(missing_ok=True)
         else:

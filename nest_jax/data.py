@@ -79,8 +79,7 @@ def claim(data: Data, workdir: epath.PathLike) -> None:
         content = "\n".join(dataset.names).encode() + np.packbits(dataset.presence).tobytes()
         found[split] = {"images": len(dataset), "sha256": hashlib.sha256(content).hexdigest()}
     if not path.exists():
-        if jax.process_index() == 0:
-            storage.write_text(path, storage.json_text(found, indent=1))
+        storage.write_text(path, storage.json_text(found, indent=1))
         return
     began = json.loads(path.read_text())
     if (before := began.get("tasks", found["tasks"])) != found["tasks"]:

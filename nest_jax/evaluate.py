@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from nest_jax import blockwise, interruption, pictures, sharding, tasks, upsample, writers
+from nest_jax import blockwise, interruption, pictures, sharding, storage, tasks, upsample, writers
 from nest_jax import data as task_data
 from nest_jax import segmenter as seg
 from nest_jax.data import Data
@@ -96,13 +96,16 @@ def evaluated(
         yield batch, *step(placed["model"], placed["table"], inputs)
 
 
+MEETING = 10  # batches after which several processes ask each other whether to stop
+
+
 def total(found: Iterable[tuple], classes: int, steps: int, description: str, *, progress: bool) -> np.ndarray:
     """The sum of the confusion matrices of `evaluated`, int64, `[truth, prediction]`; shows a progress bar over `steps`."""
     matrices = np.zeros((classes, classes), np.int64)
     with writers.progress(steps, 0, description, enabled=progress) as bar:
-        for batch, matrix, _ in found:
+        for done, (batch, matrix, _) in enumerate(found, start=1):
             matrices += np.asarray(matrix, np.int64)
-            if jax.process_count() == 1 and interruption.requested():
+            if interruption.agreed(interruption.requested(), meeting=done % MEETING == 0)[0]:
                 raise interruption.Stopped(description)
             bar.update(1, images=len(batch["image"]) * jax.process_count())
     return matrices
@@ -142,8 +145,8 @@ def _save_pictures(data: Data, task: int, evaluated: Iterator[tuple], workdir: A
                 truths.append(table[label])
                 predictions.append(guess)
     class_names = data.class_names(data.protocol.seen(last))
-    if jax.process_index() == 0:
-        pictures.save_predictions(workdir, task, names, images, truths, predictions, class_names)
+    arguments = (workdir, task, names, images, truths, predictions, class_names)
+    storage.on_first_process(lambda: pictures.save_predictions(*arguments))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,11 @@ def classes(path: str) -> tuple[str, ...]:
 
 def network(path: str) -> dict[str, dict[str, Any]]:
     """The sections `backbone` and `decoder` of the model's config; settings that are newer than it have their defaults."""
-    saved = checkpoints.metadata(checkpoint(path))["config"]
+    return sections(checkpoints.metadata(checkpoint(path))["config"])
+
+
+def sections(saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`backbone` and `decoder` of a config as a checkpoint's metadata hold it."""
     return {key: {**recipes.section(key, saved[key]["name"]), **_tuples(saved[key])} for key in NETWORK}
 
 
@@ -93,19 +97,25 @@ def problems(config: Any) -> list[str]:
         wanted = network(config.extend_from)
     except InputError:
         return found
+    return found + differences(config, wanted)
+
+
+def differences(config: Any, wanted: dict[str, dict[str, Any]], ignore: Sequence[str] = ()) -> list[str]:
+    """Where the network of a config is not the one `wanted`: a line per setting."""
+    found = []
     for key, section in wanted.items():
         here = config[key]
         if here.name != section["name"]:
             found.append(_differs(f"{key}.name", here.name, section["name"], f"--config=FILE:{key}={section['name']}"))
             continue
         for name, value in section.items():
-            if here.get(name) != value:
+            if name not in ignore and here.get(name) != value:
                 found.append(_differs(f"{key}.{name}", here.get(name), value, "leave it out"))
     return found
 
 
 def _differs(key: str, here: object, there: object, remedy: str) -> str:
-    return f"{key}={here!r}: the model to extend has {there!r}, and its network stays as it is ({remedy})"
+    return f"{key}={here!r}: the model that is taken over has {there!r}, and its network stays as it is ({remedy})"
 
 
 def protocol(own: Protocol, path: str, known: Sequence[str] = ()) -> Protocol:

@@ -52,7 +52,7 @@ def frozen_network(job: Job) -> dict[str, Any]:
 
 
 def old_features(job: Job) -> Callable:
-    """Features function of `pretuning` that leaves the network as it was after the previous task."""
+    """Features function of `pretuning` that leaves the network (the student's, before its training) as it is."""
 
     def features(frozen, network, batch, key):
         found, _ = seg.apply(job.segmenter, frozen["network"], frozen["batch_stats"], batch["image"], train=False)

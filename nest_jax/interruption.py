@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT as a wish: the run finishes its step, saves and ends, so that nothing is lost."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -21,6 +22,9 @@ def listening() -> Iterator[None]:
         if _received:
             raise KeyboardInterrupt
         _received.append(number)
+        os.write(
+            2, b"stopping after the step in hand; the same again interrupts at once\n"
+        )  # print is not safe in a handler
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import signal
 import weakref
 from collections.abc import Callable, Generator, Sequence
 
@@ -318,6 +319,9 @@ def _allow_flags() -> None:
 def _start_worker(index: int, count: int) -> None:
     del index, count
     _allow_flags()
+    # Ctrl-C and schedulers signal whole process groups; the main process then wants one more batch, to finish its step and save.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _cores() -> int:

@@ -20,8 +20,8 @@ examples:
   python -m nest_jax.main --config=configs/voc_15_1.py --config.train.epochs=30,10 --config.seed=1 --validate_only
 
 A run that was stopped continues when the same command is given again. Exit codes: 0 done, 2 something in the input is
-wrong, 3 training cannot go on (a loss is not finite), 130 interrupted. SIGTERM and Ctrl-C end it after the step in hand,
-saved, with 0; a second one interrupts at once.
+wrong, 3 training cannot go on (a loss is not finite), 130 interrupted. SIGTERM and Ctrl-C end it after the step in hand
+(several processes: after the next line of the log), saved, with 0; a second one interrupts at once.
 configs: """
 
 
@@ -68,9 +68,9 @@ def run(arguments: Sequence[str]) -> None:
     """What `main` does, with errors as exceptions."""
     flags, overrides = parse(arguments)
     memory.keep_freed()
+    join_processes(flags)  # before anything asks JAX which process this is
     settings = config.load(flags.config)
     config.override(settings, overrides, spec=flags.config)
-    join_processes(flags)
     validation.validate(settings)
     if flags.validate_only:
         print(describe(settings))

@@ -29,10 +29,12 @@ class Preparation(NamedTuple):
     Attributes:
         sums: `(old_logits [..., old], labels [...]) -> pytree of float32 sums` over these pixels; they are added up over blocks and batches.
         finish: the sums of the whole pass -> what `pixel_terms` is given as `prepared=`.
+        numbers_per_pixel: that `sums` makes on its way, if they are more than the logits; blocks are cut accordingly.
     """
 
     sums: Callable[[Array, Array], Any]
     finish: Callable[[Any], Any]
+    numbers_per_pixel: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

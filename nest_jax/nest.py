@@ -283,7 +283,7 @@ def new_classifier(
     channels, num_old = old["kernel"].shape
     key = jax.random.key(42) if key is None else key
     bias = initial_bias(key, old, num_new, settings) if bias is None else jnp.asarray(bias)
-    frozen = {"old": old, "features": frozen, "key": jax.random.key_data(key)}
+    frozen = {"old": old, "features": frozen, "key": pretuning.key_data(key)}
 
     def statistics_step(statistics, frozen, batch):
         features, labels, _ = statistics_features(frozen["features"], network, batch, None)
@@ -291,7 +291,7 @@ def new_classifier(
         return add_statistics(statistics, frozen["old"], features, labels, stride=stride), {}
 
     if settings.matrix_init == "random":
-        kept, transform = {}, random_transform(jax.random.fold_in(key, 1), old, bias)
+        kept, transform = {}, random_transform(jax.random.fold_in(key, pretuning.MATRICES), old, bias)
     else:
         empty = no_statistics(num_new, num_old, channels)
         passed = batches.statistics, batches.statistics_steps

@@ -17,6 +17,9 @@ from nest_jax import blockwise, classifier, losses, optim
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
+STEPS, MATRICES = 2**31 + 1, 2**31 + 2  # folded into the task's key; the training step folds in its number
+
+
 class Batches(NamedTuple):
     """Where the two phases find their data: each function maps a first step to an iterator over the remaining batches."""
 
@@ -110,6 +113,11 @@ def make_step(
         return {**carry, **changed}, {"unce": value}
 
     return step
+
+
+def key_data(key: Array) -> Array:
+    """The `frozen["key"]` of a task's key: other draws than the training's, which starts from the same one."""
+    return jax.random.key_data(jax.random.fold_in(key, STEPS))
 
 
 def as_arrays(kernel: Array | np.ndarray, bias: Array | np.ndarray) -> classifier.Classifier:

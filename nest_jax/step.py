@@ -104,15 +104,17 @@ def similarity(features: Float[Array, "b h w d"], old_features: Float[Array, "b 
 
 def make_preparation(segmenter: Segmenter, method: Method, *, block_rows: int = 0) -> Callable:
     """`step(sums, frozen, batch) -> (sums, {})` of the method's pass over the data with the teacher; `frozen` as in `make`."""
-    assert method.preparation is not None
-    block_sums = method.preparation.sums
+    preparation = method.preparation
+    assert preparation is not None
 
     def step(sums, frozen, batch):
         labels = frozen["table"][batch["label"].astype(jnp.int32)].astype(jnp.int32)
         teacher = frozen["teacher"]
         features, _ = seg.apply(segmenter, teacher["network"], teacher["batch_stats"], batch["image"], train=False)
         logits = seg.logits(features.pre_logits, teacher["classifier"])
-        blocks = blockwise.map_rows(block_sums, (logits,), labels, rows=block_rows)
+        widest = max(logits.shape[-1], preparation.numbers_per_pixel)
+        rows = block_rows or blockwise.block_rows(labels.shape[1], labels.shape[0] * labels.shape[2] * 4 * widest)
+        blocks = blockwise.map_rows(preparation.sums, (logits,), labels, rows=rows)
         return jax.tree.map(lambda total, block: total + jnp.sum(block, axis=0), sums, blocks), {}
 
     return step

@@ -14,6 +14,7 @@ from nest_jax import (
     base,
     checkpoints,
     evaluate,
+    interruption,
     optim,
     phases,
     pictures,
@@ -64,14 +65,15 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
 
     Raises:
         InputError: config, data, weights or workdir are not usable; nothing has been overwritten.
-        TrainingError: a loss became non-finite.
+        TrainingError: a loss became non-finite, or a data worker died.
+        Stopped: a signal asked for it (only where `interruption.listening`); the same call continues.
     """
     validation.validate(config)
     config = configs.resolve(config)
     workdir = storage.located(workdir)
     precision = "highest" if config.dtype == "float32" else "default"  # float32 means float32 on accelerators too
     with rundir.lock(workdir), jax.default_matmul_precision(precision), contextlib.ExitStack() as stack:
-        configs.claim(config, workdir, write=False)  # refused if another config's
+        storage.on_first_process(lambda: configs.claim(config, workdir, write=False))  # refused if another config's
         writer = stack.enter_context(writers.Writer(workdir, config.log.tensorboard))
         reported = configs.protocol(config)
         joined = getattr(plugins.load("methods", config.method.name), "JOINS_TASKS", False)
@@ -83,13 +85,15 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         shared = Run(config, workdir, sharding.mesh(config.sharding.fsdp), writer, seg.build(config), data)
         model = {} if continues(workdir) else base.model(config, shared.segmenter, data, task_key(shared, 0))
         # Data, weights and an earlier run's base model are there: from now on the workdir is this config's.
-        configs.claim(config, workdir, write=jax.process_index() == 0)
-        task_data.claim(data, workdir)
+        storage.on_first_process(lambda: configs.claim(config, workdir))
+        storage.on_first_process(lambda: task_data.claim(data, workdir))
         outcome = results.new(config.name, config, len(reported.seen(0)))
         for task in range(len(learnt)):
+            if interruption.agreed(interruption.requested(), meeting=True)[0]:
+                raise interruption.Stopped(f"before task {task}")
             model, report = run_task(shared, task, model)
             outcome["tasks"].append(report)
-            results.write(workdir, outcome)
+            storage.on_first_process(lambda: results.write(workdir, outcome))
             writers.say(f"\n{results.table(outcome)}")
         sheet = pictures.sheet(workdir)
         writers.say(f"results: {workdir}/results.json, results.csv" + (f"; pictures: {sheet}" if sheet else ""))

@@ -169,7 +169,7 @@ def test_what_does_not_go_together_is_said_at_once(base):
     assert "the model knows circle already; leave what it knows out of the tasks" in text
     assert "init_from=" in text and "says already what task 0 is" in text
     assert "method.name='joint': it trains on all tasks at once" in text
-    assert "backbone.widths=(8, 8, 8, 8): the model to extend has (16, 32, 64, 64)" in text
+    assert "backbone.widths=(8, 8, 8, 8): the model that is taken over has (16, 32, 64, 64)" in text
     assert "4 problems" in text
 
 
@@ -177,12 +177,12 @@ def test_another_network_is_refused_by_both_names(base, capsys):
     """Picked after the colon, or standing in a config that was not loaded with `extend_from`."""
     arguments = ["--config=configs/folder.py:backbone=resnet50", f"--config.extend_from={base}", "--validate_only"]
     assert main.main(arguments) == 2
-    assert "backbone='resnet50': the model to extend has 'tiny'" in capsys.readouterr().err
+    assert "backbone='resnet50': the model that is taken over has 'tiny'" in capsys.readouterr().err
     config = configs.load("configs/folder.py")
     config.extend_from = str(base)
     text = message(validation.validate, config)
-    assert "backbone.name='efficientnet_lite0': the model to extend has 'tiny'" in text
-    assert "decoder.name='deeplabv3': the model to extend has 'plain'" in text
+    assert "backbone.name='efficientnet_lite0': the model that is taken over has 'tiny'" in text
+    assert "decoder.name='deeplabv3': the model that is taken over has 'plain'" in text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from nest_jax.errors import InputError
 from nest_jax.validation import validate
 from tests import tiny
 from tests.deterministic_state import GOLDEN
+from tests.test_backbone_contract import QUICK
 from tests.test_backbones import apply
 from tests.test_segmenter import assert_near, config, published
 
@@ -30,7 +31,10 @@ def small(drop_path=0.0, dtype=jnp.float32):
 
 
 def forward(model, train=False):
-    return jax.jit(lambda params, stats, x, key=None: segmenter.apply(model, params, stats, x, train=train, key=key))
+    def call(params, stats, x, key=None):
+        return segmenter.apply(model, params, stats, x, train=train, key=key)
+
+    return jax.jit(call, compiler_options=QUICK)
 
 
 def images(count=2, size=64, seed=0):
@@ -172,13 +176,16 @@ def test_stochastic_depth_keeps_expectations_and_draws_for_each_image_and_branch
     block = swin.Block(2, 2, 0, 0.4, jnp.float32)
     one = jnp.array(np.random.default_rng(0).normal(size=(1, 2, 2, 4)), jnp.float32)
     x = jnp.repeat(one, 3000, 0)
-    variables = block.init(jax.random.key(0), one, False)
+    variables = jax.jit(lambda: block.init(jax.random.key(0), one, False))()
     variables = jax.tree.map(lambda leaf: 20 * leaf, variables)
     variables["params"]["mlp"]["fc2"] = jax.tree.map(jnp.zeros_like, variables["params"]["mlp"]["fc2"])
     branch = apply(block, variables, one, False) - one
     assert float(jnp.abs(branch).max()) > 0.1
 
-    run = jax.jit(lambda train, rngs=None: apply(block, variables, x, train, rngs=rngs), static_argnums=0)
+    def call(train, rngs=None):
+        return apply(block, variables, x, train, rngs=rngs)
+
+    run = jax.jit(call, static_argnums=0, compiler_options=QUICK)
 
     def trained(key):
         return run(True, {"dropout": key}) - x

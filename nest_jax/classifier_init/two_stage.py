@@ -1,6 +1,5 @@
 """Two-stage: the new classifiers themselves are tuned on the frozen network before the task's training (NeST's table 3)."""
 
-import jax
 import jax.numpy as jnp
 
 from nest_jax import classifier, nest, pretuning
@@ -55,7 +54,7 @@ def initialise(job: Job) -> Initialised:
     step = pretuning.make_step(
         lambda new, old: classifier.append(old, new), optimiser, features, block_rows=job.block_rows
     )
-    frozen = {"old": old, "features": frozen_network(job), "key": jax.random.key_data(job.key)}
+    frozen = {"old": old, "features": frozen_network(job), "key": pretuning.key_data(job.key)}
     carry = job.run("pretuning", step, carry, frozen, job.batches.pretuning, job.batches.pretuning_steps)
 
     made = classifier.append(old, carry["tuned"])

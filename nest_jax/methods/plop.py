@@ -68,7 +68,9 @@ def build(settings: Settings, *, num_old: int, num_new: int) -> Method:
         found = published_medians(counts) if published else medians(counts)
         return jnp.clip(jnp.nan_to_num(found), floor, 1.0)  # ±inf accept everything and nothing; so do 1 and the floor
 
-    return Method(pixel_terms, combine, feature_terms, teacher=True, preparation=Preparation(sums, finish))
+    return Method(
+        pixel_terms, combine, feature_terms, teacher=True, preparation=Preparation(sums, finish, num_old + BINS)
+    )
 
 
 def histograms(
