@@ -102,7 +102,11 @@ class Shell:
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
         command = ["bash", str(LAUNCH / script), *arguments]
         where = {"cwd": self.folder, "env": {**self.environment, **environment}, "start_new_session": True}
-        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **where)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # Tests in the background of a shell inherit an ignored SIGINT, and a shell script cannot trap what it found ignored.
+        return subprocess.Popen(
+            command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None, **pipes, **where
+        )
 
     def __call__(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         with self.start(script, *arguments, **environment) as process:
