@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> None:
     from nest_jax import train
 
     absl.flags.FLAGS(sys.argv[:1])  # Grain's worker processes want absl's flags parsed
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", force=True)  # some library has set up its own by now
     logging.getLogger("nest_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     try:
         with interruption.listening():
