@@ -103,10 +103,7 @@ class Shell:
         command = ["bash", str(LAUNCH / script), *arguments]
         where = {"cwd": self.folder, "env": {**self.environment, **environment}, "start_new_session": True}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        # Tests in the background of a shell inherit an ignored SIGINT, and a shell script cannot trap what it found ignored.
-        return subprocess.Popen(
-            command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None, **pipes, **where
-        )
+        return subprocess.Popen(command, **pipes, **where)
 
     def __call__(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         with self.start(script, *arguments, **environment) as process:
@@ -128,7 +125,11 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path):
-    return Shell(tmp_path)
+    # Tests in the background of a shell inherit an ignored SIGINT, and so would the scripts, which cannot trap what they
+    # found ignored. What this process handles, its children find as the system's default.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield Shell(tmp_path)
+    signal.signal(signal.SIGINT, before)
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------------------------
