@@ -202,7 +202,7 @@ cd ~/nest_jax_run
 rm -f pid exit stop
 if [ -f log ]; then cat log >> log.before; rm log; fi
 cd ~/nest_jax
-nohup setsid bash -c $(quote "$run & echo \$! > ~/nest_jax_run/pid; wait \$!; echo \$? > ~/nest_jax_run/exit") >> ~/nest_jax_run/log 2>&1 < /dev/null &
+nohup setsid bash -c $(quote "$run & echo \$! > ~/nest_jax_run/pid; wait \$!; echo \$? > ~/nest_jax_run/ended; mv ~/nest_jax_run/ended ~/nest_jax_run/exit") >> ~/nest_jax_run/log 2>&1 < /dev/null &
 for i in 1 2 3 4 5 6 7 8 9; do [ -s ~/nest_jax_run/pid ] || sleep 0.3; done
 EOF
 }
@@ -210,14 +210,21 @@ EOF
 word_script() { # bare, idle, running, done, stopped, interrupted or failed CODE
   cat <<'EOF'
 cd ~/nest_jax_run 2>/dev/null
+# A run that has just ended has its exit code written a moment later; without one after that, the host killed it all.
+if [ -s pid ]; then
+  word="failed 137"
+  for i in 1 2 3 4 5 6 7 8 9; do
+    if [ -f exit ]; then break; fi
+    if tr "\0" " " 2>/dev/null < /proc/$(cat pid)/cmdline | grep -q nest_jax; then word=running; break; fi
+    sleep 0.2
+  done
+else word=idle; fi
 if [ ! -f ~/nest_jax/.installed ]; then word=bare
 elif [ -f exit ]; then
   word="failed $(cat exit)"
   if [ "$word" = "failed 0" ]; then word=done; grep -q "the same command continues" log && word=interrupted; fi
   if [ -f stop ]; then word=stopped; fi
-elif [ ! -s pid ]; then word=idle
-elif tr "\0" " " 2>/dev/null < /proc/$(cat pid)/cmdline | grep -q nest_jax; then word=running
-else word="failed 137"; fi
+fi
 echo "nest_jax on $(hostname): $word"
 EOF
 }

@@ -35,7 +35,7 @@ code="$(head -n 1 "$codes")"; sed -i 1d "$codes"
 if [ "$code" != stay ]; then exit "${code:-0}"; fi
 ended=0
 trap 'echo "told $number" >> "$CALLS/calls"; ended=1' TERM INT
-touch "$CALLS/ready$number"
+echo >> "$CALLS/ready$number"
 for ((i = 0; i < 600 && !ended; i++)); do sleep 0.05; done
 sleep 0.2
 echo "stopped and saved (task 0, training, step 7 of 9); the same command continues"
@@ -115,9 +115,9 @@ class Shell:
         lines = path.read_text().splitlines() if path.exists() else []
         return [line for line in lines if re.search(pattern, line)]
 
-    def wait_for(self, name: str) -> None:
+    def wait_for(self, name: str, lines: int = 1) -> None:
         for _ in range(600):
-            if (self.folder / name).exists():
+            if (self.folder / name).exists() and len((self.folder / name).read_text().splitlines()) >= lines:
                 return
             time.sleep(0.05)
         raise AssertionError(f"{name} did not appear; calls: {self.calls()}")
@@ -437,6 +437,7 @@ def test_stop_saves_status_tells_and_run_continues(shell):
     assert status.stdout.count(": running") == 2 and "slice nest-jax: ACTIVE" in status.stdout
     with shell.start("tpu_vm.sh", "run", *POD, "--poll=0.1", "--", *RUN) as watching:
         assert any("run: running" in line for line in watching.stdout or ())
+        shell.wait_for("ready", lines=2)
         assert shell("tpu_vm.sh", "stop", *POD).returncode == 0
         out, _ = watching.communicate(timeout=60)
     assert watching.returncode == 0 and "stopped as asked; the same command continues" in out
