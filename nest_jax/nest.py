@@ -10,6 +10,7 @@ Where the paper and the published code differ, `Settings` names the choice and d
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from nest_jax import classifier, pretuning, upsample
 from nest_jax.pretuning import Batches, given, repeated, run_all
 
 HIGHEST = jax.lax.Precision.HIGHEST
+BLOCK = 256  # pixels of one class whose statistics are one matrix product; fewer at a class's end are filled up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,34 +102,68 @@ def add_statistics(
     *,
     stride: int,
 ) -> Statistics:
-    """Adds a batch to the sums from which every M_c follows, in two matrix products a class.
+    """Adds a batch to the sums from which every M_c follows, by matrix products over the pixels of new classes alone.
 
     With s the old model's softmax scores and p the embeddings of the pixels of class c, the paper's mean of `1[p_d W_id > 0] s_i` is
     `(1[W>0] ⊙ sᵀ1[p>0] + 1[W<0] ⊙ sᵀ1[p<0]) / N_c`: a product of signs is positive when both are equal. No `[pixels, old, d]` array exists.
+    The pixels of an image are sorted by class and cut into blocks of one class each, so that the products' cost does not grow with the number of
+    new classes: 4 d old FLOPs for a pixel of a new class, none for others.
     Features and logits are resampled bilinearly to 1/stride of the label resolution, labels by nearest.
     (The published code interpolates the logits up to the label resolution and down again; between the same grid points that is the identity.)
     """
     features, labels = jnp.asarray(features), jnp.asarray(labels)
-    num_old = old["kernel"].shape[1]
+    num_old, num_new = old["kernel"].shape[1], statistics["pixels"].shape[0]
     size = (labels.shape[1] // stride, labels.shape[2] // stride)
     small_logits = jnp.matmul(features, old["kernel"], precision=HIGHEST) + old["bias"]
-    scores = jax.nn.softmax(upsample.bilinear(small_logits, size)).reshape(-1, num_old)
-    embeddings = upsample.bilinear(features, size).reshape(-1, features.shape[-1])
-    signs = jnp.concatenate([embeddings > 0, embeddings < 0], axis=1).astype(jnp.float32)
-    nearest = labels[:, : size[0] * stride : stride, : size[1] * stride : stride].reshape(-1)
+    flat = (len(labels), size[0] * size[1])
+    scores = jax.nn.softmax(upsample.bilinear(small_logits, size)).reshape(*flat, num_old)
+    embeddings = upsample.bilinear(features, size).reshape(*flat, -1)
+    nearest = labels[:, : size[0] * stride : stride, : size[1] * stride : stride].reshape(flat)
+    blocks = jax.vmap(partial(_blocks_of_one_class, num_new=num_new))(nearest - num_old)
 
-    def of_class(label):
-        mask = nearest == label
-        return jnp.matmul((scores * mask[:, None]).T, signs, precision=HIGHEST), jnp.sum(mask, dtype=jnp.int32)
+    def add_block(number, sums):
+        def of_image(scores, embeddings, blocks):
+            index, inside, label = blocks.block(number)
+            chosen = jnp.where(inside[:, None], scores[index], 0.0)
+            signs = jnp.concatenate([embeddings[index] > 0, embeddings[index] < 0], axis=1).astype(jnp.float32)
+            return jnp.matmul(chosen.T, signs, precision=HIGHEST), jax.nn.one_hot(label, num_new)
 
-    num_new = statistics["pixels"].shape[0]
-    products, pixels = jax.lax.map(of_class, num_old + jnp.arange(num_new))
-    positive, negative = jnp.split(products, 2, axis=-1)
+        products, classes = jax.vmap(of_image)(scores, embeddings, blocks)
+        return sums + jnp.einsum("bod,bn->nod", products, classes, precision=HIGHEST)
+
+    empty = jnp.zeros((num_new, num_old, 2 * features.shape[-1]))
+    sums = jax.lax.fori_loop(0, jnp.max(blocks.last[:, -1]), add_block, empty)
+    positive, negative = jnp.split(sums, 2, axis=-1)
     return {
         "positive": statistics["positive"] + positive,
         "negative": statistics["negative"] + negative,
-        "pixels": statistics["pixels"] + pixels,
+        "pixels": statistics["pixels"] + jnp.sum(blocks.pixels, axis=0),
     }
+
+
+class _Blocks(NamedTuple):
+    """Pixels in the order of their classes. `first`: a class's first place in it; `last`: the number of blocks up to and with the class."""
+
+    order: Int[Array, " pixels"]
+    first: Int[Array, " new"]
+    pixels: Int[Array, " new"]
+    last: Int[Array, " new"]
+
+    def block(self, number: Array) -> tuple[Array, Array, Array]:
+        """Indices of BLOCK pixels, which of them are there, and their class (`new` where no class has that many blocks)."""
+        label = jnp.searchsorted(self.last, number, side="right")
+        within = (number - jnp.where(label > 0, self.last[label - 1], 0)) * BLOCK + jnp.arange(BLOCK)
+        inside = (within < self.pixels.at[label].get(mode="fill", fill_value=0)) & (label < len(self.last))
+        place = self.first.at[label].get(mode="fill", fill_value=0) + within
+        return self.order.at[place].get(mode="clip"), inside, label
+
+
+def _blocks_of_one_class(classes: Int[Array, " pixels"], num_new: int) -> _Blocks:
+    """The pixels of classes 0 .. num_new - 1, others left out."""
+    known = jnp.where((classes >= 0) & (classes < num_new), classes, num_new)
+    pixels = jnp.sum(known[:, None] == jnp.arange(num_new), axis=0, dtype=jnp.int32)
+    first = jnp.cumsum(pixels) - pixels
+    return _Blocks(jnp.argsort(known), first, pixels, jnp.cumsum(-(-pixels // BLOCK)))
 
 
 def initial_transform(statistics: Statistics, old: classifier.Classifier, bias: Float[Array, " new"]) -> Transform:

@@ -104,7 +104,9 @@ def statistics_by_definition(kernel, bias, features, labels, label):
     return total / count, count
 
 
-def test_closed_form_equals_the_definition(problem):
+@pytest.mark.parametrize("block", [1, 4, 256])
+def test_closed_form_equals_the_definition(problem, monkeypatch, block):
+    monkeypatch.setattr(nest, "BLOCK", block)  # classes of many blocks, of a part of one, of none
     kernel, bias, features, labels = problem
     old = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     statistics = nest.no_statistics(3, 5, 9)
