@@ -72,9 +72,11 @@ def main() -> None:
     closed_form = jax.jit(nest.add_statistics, static_argnames="stride")
     empty = nest.no_statistics(options.new, options.old, options.channels)
     forms = {
-        "published form": lambda *image: published(kernel, bias, *image, options.new),
-        "pixels in chunks": lambda *image: in_chunks(kernel, bias, *image, options.new),
-        "closed form": lambda *image: jax.block_until_ready(closed_form(empty, old, *image, stride=1)),
+        "published form": lambda features, labels: published(kernel, bias, features, labels, options.new),
+        "pixels in chunks": lambda features, labels: in_chunks(kernel, bias, features, labels, options.new),
+        "closed form": lambda features, labels: jax.block_until_ready(
+            closed_form(empty, old, features, labels, stride=1)
+        ),
     }
     seconds = {name: [] for name in forms}
     for image in range(options.images + 1):

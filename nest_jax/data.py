@@ -133,15 +133,18 @@ def augmented(data: Data, task: int, phase: str, start: int, *, stop: int) -> It
     )
 
 
-def one_pass(data: Data, task: int, phase: str, start: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every training image of the task once, augmented: NeST's similarity statistics and PLOP's thresholds are taken from it."""
+def one_pass(data: Data, task: int, phase: str, start: int, *, view: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Every training image of the task once, augmented: NeST's similarity statistics and PLOP's thresholds are taken from it.
+
+    `view` numbers further augmentations of the same images.
+    """
     train = data.config.train
     return loader.one_pass_batches(
         data.train,
         training_images(data, task),
         size=train.crop_size,
         batch_size=train.batch_size,
-        seed=seed(data, task, phase),
+        seed=(*seed(data, task, phase), *([view] if view else [])),
         start=start,
         workers=train.workers,
         process=process(),

@@ -24,6 +24,7 @@ class Job(NamedTuple):
         batches: raw batches {"image", "label"} for initialisations that look at data.
         table: uint8 [256], raw label -> training target.
         run: runs a phase of jitted steps over batches (`pretuning.run_all`'s signature): sharded, shown, resumable.
+        collect: `(function, frozen, views) -> Batches` of what `function(frozen, batch)` makes of the images, computed once (`collected.batches`).
         block_rows: rows of the label map computed at a time.
     """
 
@@ -35,6 +36,7 @@ class Job(NamedTuple):
     batches: Batches
     table: Array
     run: Callable
+    collect: Callable
     block_rows: int
 
 
@@ -59,6 +61,19 @@ def old_features(job: Job) -> Callable:
         return found.pre_logits, _targets(frozen, batch), network
 
     return features
+
+
+def collected_features(job: Job, views: int) -> tuple[Batches, Callable]:
+    """Batches that hold the features of `old_features`, under `views` fixed augmentations of every image, and the features function that reads them."""
+
+    def compute(frozen, batch):
+        found, _ = seg.apply(job.segmenter, frozen["network"], frozen["batch_stats"], batch["image"], train=False)
+        return {"features": found.pre_logits}
+
+    def features(frozen, network, batch, key):
+        return batch["features"], _targets(frozen, batch), network
+
+    return job.collect(compute, frozen_network(job), views), features
 
 
 def student_features(job: Job, *, train: bool) -> Callable:

@@ -174,7 +174,7 @@ class _Samples:
                 return full_image(image, mask)
             if self.seed is None:
                 return eval_transform(image, mask, self.size)
-            return train_transform(image, mask, _generator(self.seed, epoch, position), self.size)
+            return train_transform(image, mask, generator(self.seed, epoch, position), self.size)
         # What Pillow raises for damaged files, at opening or only when the pixels are wanted.
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{name}: the image or its mask cannot be read ({error})") from error
@@ -370,7 +370,8 @@ def _wh(image: Image.Image) -> str:
     return f"{image.width}x{image.height}"
 
 
-def _generator(seed: tuple[int, ...], *key: int) -> np.random.Generator:
+def generator(seed: tuple[int, ...], *key: int) -> np.random.Generator:
+    """A random stream of its own for every (seed, key)."""
     # As spawn key: plain entropy (seed, epoch) and (seed, epoch, 0) would give the same numbers.
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
@@ -378,4 +379,4 @@ def _generator(seed: tuple[int, ...], *key: int) -> np.random.Generator:
 @functools.lru_cache(maxsize=4)
 def _order(seed: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
     """The order of an epoch; cached because every batch of the epoch asks for it."""
-    return _generator(seed, epoch).permutation(count)
+    return generator(seed, epoch).permutation(count)

@@ -1,7 +1,7 @@
 """The loop that every phase of a task runs in: jitted, sharded, shown, checked for non-finite losses, and resumable after a kill."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -89,7 +89,7 @@ def run(
             loss = None
             if due or done == steps or done % config.log.every_steps == 0:
                 loss = _log(context, phase, waiting)  # the only place that waits for the device
-            bar.update(1, loss=loss, images=len(batch["image"]) * jax.process_count())
+            bar.update(1, loss=loss, images=len(batch["label"]) * jax.process_count())
             if due or done == steps:
                 _check_state(context, phase, done, carry)
                 context.seconds[phase] = spent + time.monotonic() - clock
@@ -101,6 +101,38 @@ def run(
             if stop:
                 raise interruption.Stopped(f"task {task}, {phase}, step {done} of {steps}")
     return carry
+
+
+def outputs(
+    context: Context,
+    phase: str,
+    function: Callable,
+    frozen: Any,
+    batches: Iterable[dict[str, np.ndarray]],
+    steps: int,
+    title: str,
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """`(batch, function(frozen, batch))` for this process's rows of all batches; the seconds count for `phase`.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
+    frozen = sharding.place(frozen, context.mesh)
+    compiled = jax.jit(function, out_shardings=sharding.split(context.mesh))
+    clock = time.monotonic()
+    before = None  # the device works on a batch while the one before is fetched
+    with writers.progress(steps, 0, f"task {context.task} {title}", enabled=context.config.log.progress) as bar:
+        for done, batch in enumerate(batches, start=1):
+            made = compiled(frozen, sharding.global_batch(batch, context.mesh))
+            if before:
+                yield before[0], jax.tree.map(sharding.own_rows, before[1])
+            before = batch, made
+            if interruption.agreed(interruption.requested(), meeting=done % context.config.log.every_steps == 0)[0]:
+                raise interruption.Stopped(f"task {context.task}, {title}, batch {done} of {steps}")
+            bar.update(1, images=len(batch["label"]) * jax.process_count())
+    if before:
+        yield before[0], jax.tree.map(sharding.own_rows, before[1])
+    context.seconds[phase] = context.seconds.get(phase, 0.0) + time.monotonic() - clock
 
 
 def compile_step(step: Callable, carry: Any, mesh: Mesh) -> Callable:

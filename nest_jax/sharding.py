@@ -60,3 +60,9 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch as global arrays, split over the devices."""
     return {name: jax.make_array_from_process_local_data(split(mesh), value) for name, value in batch.items()}
+
+
+def own_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is split as batches are."""
+    parts = {part.index[0].start or 0: part.data for part in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[first]) for first in sorted(parts)])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from nest_jax import (
     base,
     checkpoints,
+    collected,
     evaluate,
     interruption,
     optim,
@@ -186,6 +187,7 @@ def prepared_student(run: Run, context: phases.Context, previous: Model) -> tupl
         batches=task_data.preparation(run.data, task),
         table=jnp.asarray(tasks.train_table(run.data.protocol, task)),
         run=partial(phases.run, context),
+        collect=partial(collected.batches, context, run.data),
         block_rows=run.config.loss.block_rows,
     )
     made = plugin.initialise(job)

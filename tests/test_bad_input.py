@@ -43,7 +43,9 @@ def refused(capsys, tmp_path):
         assert {path: after.get(path) for path in before} == before
         told = capsys.readouterr().err
         assert told.count("error: ") == 1 and "Traceback" not in told, told
-        warnings, error, message = told.partition("error: ")  # a warning that this process has not given yet may come first
+        warnings, error, message = told.partition(
+            "error: "
+        )  # a warning that this process has not given yet may come first
         assert not warnings or warnings.endswith("\n"), told
         return error + message
 

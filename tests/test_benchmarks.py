@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
         (
             "similarity_statistics.py",
             ["--old", "4", "--new", "2", "--channels", "8", "--size", "16", "--images", "1"],
-            ["pixel by pixel", "closed form", "ratio"],
+            ["published form", "pixels in chunks", "closed form"],
         ),
         (
             "nest_cost.py",
