@@ -12,57 +12,28 @@ the data set is asked. The backbone's weights are random: they do not change the
 
 import argparse
 import statistics
-import tempfile
 import time
 
+import captured_steps
 import jax
-import numpy as np
 
-from nest_jax import base, loader, memory, phases, sharding, train, writers
 from nest_jax import config as configs
 from nest_jax import data as task_data
-from nest_jax import segmenter as seg
-from nest_jax.datasets import Dataset
+from nest_jax import loader, memory
 
 
 def measure(config, rounds: int) -> dict[str, list[float]]:
     """Seconds of every round's step, by phase, of the first incremental task."""
-    size, batch_size = config.train.crop_size, config.train.batch_size
-    rng = np.random.default_rng(0)
-    protocol = configs.protocol(config)
-    # Labels of the new classes of task 1 on background, as in a real batch.
-    labels = rng.choice([0, *protocol.new(1)], size=(batch_size, size, size)).astype(np.uint8)
-    batch = {"image": rng.integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8), "label": labels}
-    presence = np.ones((batch_size, protocol.raw_classes + 1), bool)
-    classes = tuple(protocol.class_names) or tuple(str(c) for c in range(protocol.raw_classes + 1))
-    stand_in = Dataset(classes, tuple(str(i) for i in range(batch_size)), presence, lambda index: None)  # type: ignore
-    mesh, steps = sharding.mesh(), {}
-
-    def capture(context, phase, step, carry, frozen, batches, count):
-        carry = sharding.place(carry, mesh)
-        compiled = phases.compile_step(step, carry, mesh)
-        placed = sharding.global_batch(batch, mesh)
-        frozen = sharding.place(frozen, mesh)
-        carry, _ = jax.block_until_ready(compiled(carry, frozen, placed))
-        steps[phase] = [compiled, sharding.place(carry, mesh), frozen, placed]
-        return carry
-
-    precision = jax.default_matmul_precision("highest" if config.dtype == "float32" else "default")
-    with precision, tempfile.TemporaryDirectory() as workdir, writers.Writer(workdir) as writer:
-        data = task_data.Data(config, protocol, protocol, stand_in, stand_in)
-        run = train.Run(config, workdir, mesh, writer, seg.build(config), data)
-        phases.run = capture
-        previous = base.model(config, run.segmenter, data, train.task_key(run, 0))
-        context = phases.Context(workdir, config, mesh, writer, 1, {}, {})
-        student, _ = train.prepared_student(run, context, previous)
-        train.train_task(run, context, student, previous)
-    seconds = {phase: [] for phase in steps}
-    for _ in range(rounds):
-        for phase, (compiled, carry, frozen, placed) in steps.items():
+    steps, _ = captured_steps.capture(config, captured_steps.host_batch(config))
+    seconds: dict[str, list[float]] = {phase: [] for phase in steps}
+    for counted in [False, *[True] * rounds]:
+        for phase, (compiled, carry, frozen, batch) in steps.items():
             clock = time.perf_counter()
-            carry, _ = jax.block_until_ready(compiled(carry, frozen, placed))
-            seconds[phase].append(time.perf_counter() - clock)
-            steps[phase][1] = carry
+            with captured_steps.precision(config):  # the first call traces
+                carry, _ = jax.block_until_ready(compiled(carry, frozen, batch))
+            if counted:
+                seconds[phase].append(time.perf_counter() - clock)
+            steps[phase] = steps[phase]._replace(carry=carry)
     return seconds
 
 
