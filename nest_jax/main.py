@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from nest_jax import __version__, config, interruption, memory, plugins, tasks, validation
+from nest_jax import __version__, compilation, config, interruption, memory, plugins, tasks, validation
 from nest_jax.command import Parser, exit_code, split_overrides
 from nest_jax.errors import InputError
 
@@ -22,6 +22,7 @@ examples:
 A run that was stopped continues when the same command is given again. Exit codes: 0 done, 2 something in the input is
 wrong, 3 training cannot go on (a loss is not finite), 130 interrupted. SIGTERM and Ctrl-C end it after the step in hand
 (several processes: after the next line of the log), saved, with 0; a second one interrupts at once.
+Compiled programs are kept in ~/.cache/nest_jax/xla: JAX_COMPILATION_CACHE_DIR=DIR for another place, JAX_ENABLE_COMPILATION_CACHE=0 for none.
 configs: """
 
 
@@ -71,6 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     join_processes(flags)  # before anything asks JAX which process this is
     settings = config.load(flags.config)
     config.override(settings, overrides, spec=flags.config)
+    compilation.keep()
     validation.validate(settings)
     if flags.validate_only:
         print(describe(settings))
