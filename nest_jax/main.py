@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from nest_jax import __version__, config, interruption, memory, plugins, tasks, validation
+from nest_jax import __version__, compilation, config, interruption, memory, plugins, tasks, validation
 from nest_jax.command import Parser, exit_code, split_overrides
 from nest_jax.errors import InputError
 
@@ -22,7 +22,9 @@ examples:
 A run that was stopped continues when the same command is given again. Exit codes: 0 done, 2 something in the input is
 wrong, 3 training cannot go on (a loss is not finite), 130 interrupted. SIGTERM and Ctrl-C end it after the step in hand
 (several processes: after the next line of the log), saved, with 0; a second one interrupts at once.
+Compiled programs are kept in ~/.cache/nest_jax/xla: JAX_COMPILATION_CACHE_DIR=DIR for another place, JAX_ENABLE_COMPILATION_CACHE=0 for none.
 configs: """
+PROFILED, VIEWER = 3, "https://ui.perfetto.dev"
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
@@ -43,6 +45,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str,
     parser.add_argument("--workdir", metavar="DIR", help="where the run is kept (default: runs/NAME of the config)")
     parser.add_argument(
         "--validate_only", action="store_true", help="check the config, print it and its tasks, and stop"
+    )
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const=PROFILED,
+        default=0,
+        type=positive,
+        metavar="N",
+        help=f"record N steps (default: {PROFILED}) of each phase of the first task that is learnt, for {VIEWER}",
     )
     parser.add_argument(
         "--multihost",
@@ -71,6 +82,7 @@ def run(arguments: Sequence[str]) -> None:
     join_processes(flags)  # before anything asks JAX which process this is
     settings = config.load(flags.config)
     config.override(settings, overrides, spec=flags.config)
+    compilation.keep()
     validation.validate(settings)
     if flags.validate_only:
         print(describe(settings))
@@ -86,9 +98,16 @@ def run(arguments: Sequence[str]) -> None:
     logging.getLogger("nest_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     try:
         with interruption.listening():
-            train.run(settings, flags.workdir or f"runs/{settings.name}")
+            train.run(settings, flags.workdir or f"runs/{settings.name}", profile=flags.profile)
     except interruption.Stopped as stopped:
         print(f"stopped and saved ({stopped}); the same command continues", file=sys.stderr)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 def join_processes(flags: argparse.Namespace) -> None:

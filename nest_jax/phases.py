@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from nest_jax import checkpoints, interruption, rundir, sharding, writers
+from nest_jax import checkpoints, interruption, profiling, rundir, sharding, writers
 from nest_jax.errors import TrainingError
 
 PHASES = ("statistics", "pretuning", "preparation", "training")  # in the order in which they run within a task
 
 
 class Context(NamedTuple):
-    """Where a task runs, and the seconds and steps that its phases have taken so far."""
+    """Where a task runs, the seconds and steps that its phases have taken so far, and how many steps of each are to be recorded (`profiling`)."""
 
     workdir: Any
     config: Any
@@ -25,6 +25,7 @@ class Context(NamedTuple):
     task: int
     seconds: dict[str, float]
     steps: dict[str, int]
+    profile: int = 0
 
 
 @jax.jit
@@ -74,9 +75,14 @@ def run(
     clock = last_save = time.monotonic()
     spent = context.seconds.get(phase, 0.0)
     waiting: list[tuple[int, dict[str, jax.Array]]] = []
-    with writers.progress(steps, start, f"task {task} {phase}", enabled=config.log.progress) as bar:
+    recording = profiling.recording(f"{context.workdir}/profile/task-{task:02d}-{phase}", context.profile)
+    bar = writers.progress(steps, start, f"task {task} {phase}", enabled=config.log.progress)
+    with bar, recording as record:
         for done, batch in enumerate(batches(start), start + 1):
-            carry, scalars = compiled(carry, frozen, sharding.global_batch(batch, context.mesh))
+            placed = sharding.global_batch(batch, context.mesh)
+            with jax.profiler.StepTraceAnnotation(phase, step_num=done):
+                carry, scalars = compiled(carry, frozen, placed)
+            record(done - start, carry)
             waiting.append((done, scalars))
             # Processes must agree, and their clocks do not: they meet where losses are fetched.
             meeting = done % config.log.every_steps == 0 or done == steps

@@ -26,7 +26,19 @@ from etils import epath
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from nest_jax import evaluate, memory, photographs, pictures, plugins, restored, segmenter, storage, upsample, writers
+from nest_jax import (
+    compilation,
+    evaluate,
+    memory,
+    photographs,
+    pictures,
+    plugins,
+    restored,
+    segmenter,
+    storage,
+    upsample,
+    writers,
+)
 from nest_jax.command import DONE, Parser, exit_code
 from nest_jax.errors import InputError
 from nest_jax.restored import Restored
@@ -267,6 +279,7 @@ def run(arguments: Sequence[str]) -> list[str]:
     if lost := [path for found in files for path in found.values() if Path(path).resolve() in own]:
         raise InputError(f"--out={options.out}: {lost[0]} is one of the pictures and would be overwritten")
     memory.keep_freed()
+    compilation.keep()
     found = restored.load(options.workdir, options.task, dtype=options.dtype or "")
     storage.write_text(out / "classes.json", storage.json_text(dict(enumerate(found.class_names)), indent=1))
     print(f"{found.workdir}, task {found.task}: {len(found.class_names)} classes; {len(paths)} pictures")

@@ -60,8 +60,8 @@ def optimiser(settings: Any, steps: int, trainable: Any = True) -> optax.Gradien
     last step has rate 0); "plain" after it.
     """
     shift = int(settings.schedule == "shifted")
-    schedule = optim.poly(settings.learning_rate, steps, settings.poly_power, shift=shift)
-    sgd = optim.sgd(schedule, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    poly = optim.poly(settings.learning_rate, steps, settings.poly_power, shift=shift)
+    sgd = optim.sgd(poly, momentum=settings.momentum, weight_decay=settings.weight_decay)
     return sgd if trainable is True else optim.freeze(sgd, trainable)
 
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from nest_jax import (
     checkpoints,
+    compilation,
     evaluate,
     loader,
     memory,
@@ -168,6 +169,7 @@ def run(arguments: Sequence[str]) -> epath.Path:
     flags, overrides = parse(arguments)
     seen = views(flags.scales, flags.flip)
     memory.keep_freed()
+    compilation.keep()
     found = restored.load(flags.workdir, flags.task, dtype=dict(overrides).get("dtype", ""))
     own = results.read(found.workdir)
     if flags.dataset:

@@ -40,17 +40,20 @@ def make(
     def loss(params, batch_stats, frozen, prepared, images, labels, key):
         params, batch_stats = gather(params), gather(batch_stats)
         labels = frozen["table"][labels.astype(jnp.int32)].astype(jnp.int32)
-        features, batch_stats = seg.apply(segmenter, params["network"], batch_stats, images, train=True, key=key)
-        logits = seg.logits(features.pre_logits, params["classifier"])
+        with jax.named_scope("student"):
+            features, batch_stats = seg.apply(segmenter, params["network"], batch_stats, images, train=True, key=key)
+            logits = seg.logits(features.pre_logits, params["classifier"])
         old_features, old_logits = None, None
         if method.teacher:
-            teacher = gather(frozen["teacher"])
-            old_features, _ = seg.apply(segmenter, teacher["network"], teacher["batch_stats"], images, train=False)
-            old_logits = seg.logits(old_features.pre_logits, teacher["classifier"])
+            with jax.named_scope("teacher"):
+                teacher = gather(frozen["teacher"])
+                old_features, _ = seg.apply(segmenter, teacher["network"], teacher["batch_stats"], images, train=False)
+                old_logits = seg.logits(old_features.pre_logits, teacher["classifier"])
         pixel_terms = partial(method.pixel_terms, prepared=prepared) if method.preparation else method.pixel_terms
-        sums = blockwise.sums_per_image(pixel_terms, logits, old_logits, labels, rows=block_rows)
-        terms = method.combine(sums, labels.shape[1] * labels.shape[2])
-        terms = {**terms, **method.feature_terms(features, old_features, logits, old_logits)}
+        with jax.named_scope("losses"):
+            sums = blockwise.sums_per_image(pixel_terms, logits, old_logits, labels, rows=block_rows)
+            terms = method.combine(sums, labels.shape[1] * labels.shape[2])
+            terms = {**terms, **method.feature_terms(features, old_features, logits, old_logits)}
         watched = similarity(features.pre_logits, old_features.pre_logits) if old_features else {}
         return sum(terms.values()), (batch_stats, {**terms, **watched})
 
@@ -87,8 +90,9 @@ def make(
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(frozen["key"]), state.step)
         gradients, batch_stats, terms = accumulated(state.params, state.batch_stats, frozen, state.prepared, batch, key)
-        updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
-        params = cast(dict[str, Any], optax.apply_updates(state.params, updates))
+        with jax.named_scope("update"):
+            updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
+            params = cast(dict[str, Any], optax.apply_updates(state.params, updates))
         return TrainState(state.step + 1, params, batch_stats, opt_state, state.prepared), terms
 
     return step

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,9 +54,10 @@ class Run(NamedTuple):
     writer: writers.Writer
     segmenter: seg.Segmenter
     data: Data
+    profile: Mapping[int, int] = {}  # task -> steps of every phase to record
 
 
-def run(config: Any, workdir: Any) -> dict[str, Any]:
+def run(config: Any, workdir: Any, *, profile: int = 0) -> dict[str, Any]:
     """Trains all tasks of a config and returns what `workdir/results.json` holds.
 
     A run that was interrupted continues: call it again with the same workdir.
@@ -63,6 +65,7 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
     Args:
         config: of `nest_jax.config.load("configs/voc_15_1.py:method=mib")`, perhaps changed.
         workdir: local path or gs://...
+        profile: so many steps of each phase of the first task that is learnt are recorded under `workdir/profile`.
 
     Raises:
         InputError: config, data, weights or workdir are not usable; nothing has been overwritten.
@@ -83,7 +86,9 @@ def run(config: Any, workdir: Any) -> dict[str, Any]:
         writers.say(tasks.describe(learnt, presence=None if config.extend_from else data.train.presence))
         if config.extend_from:
             writers.say(f"task 0 is {config.extend_from}, taken over as it is")
-        shared = Run(config, workdir, sharding.mesh(config.sharding.fsdp), writer, seg.build(config), data)
+        first = max(len(rundir.completed_tasks(workdir)), int(bool(config.init_from or config.extend_from)))
+        mesh = sharding.mesh(config.sharding.fsdp)
+        shared = Run(config, workdir, mesh, writer, seg.build(config), data, {first: profile})
         model = {} if continues(workdir) else base.model(config, shared.segmenter, data, task_key(shared, 0))
         # Data, weights and an earlier run's base model are there: from now on the workdir is this config's.
         storage.on_first_process(lambda: configs.claim(config, workdir))
@@ -127,7 +132,7 @@ def run_task(run: Run, task: int, previous: Model) -> tuple[Model, dict[str, Any
         log.info("task %d is complete: %s", task, directory)
         rundir.drop_rolling(run.workdir, task)  # a kill may have come between the save and this
         return tree["model"], saved["report"]
-    context = phases.Context(run.workdir, run.config, run.mesh, run.writer, task, {}, {})
+    context = phases.Context(run.workdir, run.config, run.mesh, run.writer, task, {}, {}, run.profile.get(task, 0))
     if task:
         student, details = prepared_student(run, context, previous)
         model, found = train_task(run, context, student, teacher=previous)

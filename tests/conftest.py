@@ -6,6 +6,9 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = (
+    "0"  # the user's stays as it is, and what is tested is compiled by this JAX
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # golden numbers and bit-identity are the CPU's
 # Before anything imports the package: every call in a test checks the shapes and types that signatures state.
 jaxtyping.install_import_hook("nest_jax", "beartype.beartype")

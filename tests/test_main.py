@@ -21,7 +21,8 @@ class Train:
         self.raises = raises
         self.calls = []
 
-    def run(self, config, workdir):
+    def run(self, config, workdir, *, profile):
+        self.profile = profile
         self.calls.append((config, workdir))
         if self.raises is not None:
             raise self.raises
@@ -39,7 +40,9 @@ def train(monkeypatch):
 def test_a_run_gets_the_config_and_the_workdir(train):
     flags = ["--config=configs/shapes.py:method=finetune", "--config.train.epochs=6,6", "--config.seed", "3"]
     assert main.main(flags) == 0
-    assert main.main([*flags, "--workdir=elsewhere"]) == 0
+    assert train.profile == 0
+    assert main.main([*flags, "--workdir=elsewhere", "--profile"]) == 0
+    assert train.profile == 3
     (config, workdir), (_, other) = train.calls
     assert (config.method.name, config.train.epochs, config.seed) == ("finetune", (6, 6), 3)
     assert (workdir, other) == ("runs/shapes", "elsewhere")
@@ -72,6 +75,7 @@ def test_a_programming_error_keeps_its_stack_trace(train):
     ("arguments", "text"),
     [
         ([], "--config"),
+        (["--config=configs/shapes.py", "--profile=0"], "argument --profile: 0 is not above 0"),
         (["--config=configs/shpes.py"], "did you mean 'configs/shapes.py'"),
         (["--config=configs/shapes.py:method=nets"], "method: unknown value 'nets'"),
         (["--config=configs/shapes.py", "--wrkdir=x"], "did you mean '--workdir'"),

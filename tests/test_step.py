@@ -142,6 +142,21 @@ def test_loss_falls_and_the_step_compiles_once(tiny):
     assert int(now.step) == 15
 
 
+def test_tasks_of_equal_shape_share_one_program(tiny):
+    """Rate, number of steps, labels, key and teacher are data: nothing of a task but its shapes is compiled in."""
+
+    def program(rate, steps, seed):
+        train_step, now, frozen = make(
+            tiny, optimiser=optim.sgd(optim.poly(rate, steps, 0.9), momentum=0.9, weight_decay=1e-4)
+        )
+        table = jnp.asarray(np.random.default_rng(seed).permutation(IDENTITY))
+        return train_step.lower(
+            now, {**frozen, "table": table, "key": jnp.full(2, seed, jnp.uint32)}, tiny[-1]
+        ).as_text()
+
+    assert program(0.05, 100, 0) == program(0.001, 33, 7)
+
+
 def test_frozen_classifiers_stay_bit_equal(tiny):
     _, _, _, new, batch = tiny
     plain = optim.sgd(optim.poly(0.05, 100, 0.9), momentum=0.9, weight_decay=1e-4)

@@ -184,7 +184,10 @@ def test_a_non_finite_loss_stops_with_every_term(base, tmp_path):
 
 def test_full_images(base, tmp_path):
     """Without a crop, full images of the synthetic set are the crops: the same confusion matrix, one image at a time."""
-    outcome = nest_jax.run(tiny.config(init_from=base[0], evaluate__full_images=True, train__epochs="1,1"), tmp_path)
+    config = tiny.config(init_from=base[0], evaluate__full_images=True, train__epochs="1,1")
+    outcome = nest_jax.run(config, tmp_path, profile=1)
+    recorded = {path.name for path in (tmp_path / "profile").glob("*.json.gz")}  # of the first task that is learnt
+    assert recorded == {f"task-01-{phase}.json.gz" for phase in ("statistics", "pretuning", "training")}
     assert outcome["tasks"][0]["confusion"] == base[1]["tasks"][0]["confusion"]
 
 

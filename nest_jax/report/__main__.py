@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from nest_jax import figures, writers
+from nest_jax import compilation, figures, writers
 from nest_jax.command import Parser, exit_code
 from nest_jax.errors import InputError
 from nest_jax.report import page, runs, sections, strips
@@ -141,6 +141,7 @@ def activation_maps(found: Sequence[Run], chosen: Sequence[strips.Place], files:
 def run(arguments: Sequence[str]) -> None:
     """What `main` does, with errors as exceptions."""
     options = parse(arguments)
+    compilation.keep()
     print(report([options.workdir, *options.compare], options.out, cam_classes=options.cam_classes))
 
 
