@@ -46,22 +46,31 @@ def capture(
 ) -> tuple[dict[str, Captured], Student]:
     """The steps by phase, and the student. No step of training has run; those of other phases have run once, on `batch`.
 
+    With `classifier_init.features=cached` the phase "features" is the forward pass whose results the other phases of NeST run on.
+
     `change` is applied to the model of task 0, the teacher, and to the student's, whose weights are otherwise the untrained ones.
     """
     protocol, size = configs.protocol(config), config.train.batch_size
     presence = np.ones((size, protocol.raw_classes + 1), bool)
     classes = tuple(protocol.class_names) or tuple(str(c) for c in range(protocol.raw_classes + 1))
     stand_in = Dataset(classes, tuple(str(i) for i in range(size)), presence, lambda index: None)  # type: ignore
-    mesh, steps = sharding.mesh(), {}
+    mesh, steps, made = sharding.mesh(), {}, {}
 
     def capture_phase(context, phase, step, carry, frozen, batches, count):
         placed = sharding.place(carry, mesh)
         compiled = phases.compile_step(step, placed, mesh)
-        frozen, on_devices = sharding.place(frozen, mesh), sharding.global_batch(batch, mesh)
+        kept = {**made, "label": batch["label"]} if made and phase in ("statistics", "pretuning") else batch
+        frozen, on_devices = sharding.place(frozen, mesh), sharding.global_batch(kept, mesh)
         steps[phase] = Captured(compiled, placed, frozen, on_devices)
         return carry if phase == "training" else compiled(sharding.place(carry, mesh), frozen, on_devices)[0]
 
-    loop, phases.run = phases.run, capture_phase
+    def capture_outputs(context, phase, function, frozen, batches, count, title):
+        compiled = jax.jit(lambda carry, frozen, batch: (carry, function(frozen, batch)))
+        steps["features"] = Captured(compiled, (), sharding.place(frozen, mesh), sharding.global_batch(batch, mesh))
+        made.update(jax.tree.map(sharding.own_rows, compiled((), *steps["features"][2:])[1]))
+        return iter([(batch, made)])
+
+    loops, phases.run, phases.outputs = (phases.run, phases.outputs), capture_phase, capture_outputs
     try:
         with precision(config), tempfile.TemporaryDirectory() as workdir, writers.Writer(workdir) as writer:
             data = task_data.Data(config, protocol, protocol, stand_in, stand_in)
@@ -72,5 +81,5 @@ def capture(
             student = student._replace(model=change(student.segmenter, student.model))
             train.train_task(run, context, student, previous)
     finally:
-        phases.run = loop
+        phases.run, phases.outputs = loops
     return steps, student

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
         (
             "nest_cost.py",
             ["--config=configs/shapes.py", "--set", "train.crop_size=32", "--images", "64,32,32", "--rounds", "1"],
-            ["statistics", "pretuning", "training", "NeST / whole run"],
+            ["statistics", "pretuning", "training", "features online", "features cached"],
         ),
     ],
 )
