@@ -23,6 +23,21 @@ ROOT = Path(__file__).parent.parent
             ["--config=configs/shapes.py", "--set", "train.crop_size=32", "--images", "64,32,32", "--rounds", "1"],
             ["statistics", "pretuning", "training", "features online", "features cached"],
         ),
+        (
+            "loss_memory.py",
+            ["--config=configs/shapes.py:method=mib", "--set", "train.crop_size=32", "--rounds", "1"],
+            ["21 classes, blocks of rows", "151 classes, whole images", "s/step"],
+        ),
+        (
+            "floor.py",
+            ["--config=configs/shapes.py:method=mib", "--set", "train.crop_size=32", "--rounds", "1"],
+            ["GFLOP/s", "teacher forward", "student with gradient", "losses", "update", "step"],
+        ),
+        (
+            "device_idle.py",
+            ["--config=configs/shapes.py", "--config.train.crop_size=32", "--steps", "2", "--rounds", "1"],
+            ["one batch", "loader", "the device waits"],
+        ),
     ],
 )
 def test_benchmarks_run(script, arguments, printed):

@@ -27,7 +27,7 @@ def start(workdir, *more, devices=1):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     arguments = [sys.executable, "-m", "nest_jax.main", *ARGUMENTS, f"--workdir={workdir}", *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(arguments, env=environment, cwd=ROOT, **pipes)
+    return subprocess.Popen(arguments, env=environment, cwd=ROOT, start_new_session=True, **pipes)
 
 
 def finish(*processes):
@@ -90,22 +90,48 @@ def test_two_processes_give_the_numbers_of_one(one, tmp_path, fsdp):
     assert_same(one, tmp_path)
 
 
-def test_a_signal_ends_the_run_saved_and_the_same_command_continues(one, tmp_path):
-    command = (f"--config.init_from={one}", "--config.train.epochs=1,60", "--config.log.every_steps=1")
+def test_two_processes_keep_features_of_their_own_images(one, tmp_path):
+    cached = (
+        f"--config.init_from={one}",
+        "--config.classifier_init.features=cached",
+        "--config.classifier_init.epochs=2",
+    )
+    finish(start(tmp_path / "one", *cached))
+    two_processes(tmp_path / "two", one, *cached[1:])
+    assert_same(tmp_path / "one", tmp_path / "two")
+
+
+LONGER = ("--config.train.epochs=1,60", "--config.log.every_steps=1")
+
+
+@pytest.fixture(scope="module")
+def longer(one, tmp_path_factory):
+    """A run with enough steps to be stopped in."""
+    workdir = tmp_path_factory.mktemp("longer")
+    finish(start(workdir, f"--config.init_from={one}", *LONGER))
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("number", "to_all", "workers"),
+    [(signal.SIGTERM, False, 0), (signal.SIGINT, True, 1)],
+    ids=["sigterm", "ctrl-c with a data worker"],
+)
+def test_a_signal_ends_the_run_saved_and_the_same_command_continues(one, longer, tmp_path, number, to_all, workers):
+    """A terminal sends Ctrl-C to the data workers, too, which must outlive the step in hand."""
+    command = (f"--config.init_from={one}", *LONGER, f"--config.train.workers={workers}")
     process = start(tmp_path, *command)
     log = tmp_path / "metrics.jsonl"
     while process.poll() is None and not (log.exists() and '"training"' in log.read_text()):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    (os.killpg if to_all else os.kill)(process.pid, number)
     ((_, said),) = finish(process)
     assert "stopped and saved (task 1, training, step " in said and "the same command continues" in said
     newest = rundir.latest_rolling(tmp_path, 1)
     assert newest is not None and checkpoints.metadata(newest)["phase"] == "training"
     finish(start(tmp_path, *command))
-    whole = tmp_path.parent / "whole"
-    finish(start(whole, *command))
     for ours, theirs in zip(
-        *(jax.tree.leaves(checkpoints.restore(rundir.task_directory(w, 1))[0]) for w in (tmp_path, whole)), strict=True
+        *(jax.tree.leaves(checkpoints.restore(rundir.task_directory(w, 1))[0]) for w in (tmp_path, longer)), strict=True
     ):
         assert_array_equal(ours, theirs)
 
