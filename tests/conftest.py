@@ -1,14 +1,15 @@
 """Fixtures that several test files share."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jaxtyping
 import pytest
 
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = (
-    "0"  # the user's stays as it is, and what is tested is compiled by this JAX
-)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # one folder of compiled programs for all workers and all runs that tests start
+    _compiled = tempfile.TemporaryDirectory()  # the user's stays as it is
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # golden numbers and bit-identity are the CPU's
 # Before anything imports the package: every call in a test checks the shapes and types that signatures state.
 jaxtyping.install_import_hook("nest_jax", "beartype.beartype")
