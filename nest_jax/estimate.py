@@ -1,8 +1,8 @@
 """What a run will take, said before it starts: device memory of its dearest step and time, without compiling a step.
 
 Memory is what is there (parameters, momentum, running statistics, teacher, batch) and what the backward pass needs of the forward pass, every
-such array once, beside BLOCK_COPIES of a block's logits. XLA's figure for the compiled step on a CPU (arguments + temporaries, float32) was 1 to 10 %
-above it for ResNet-50, ResNet-101 and Swin-B with MiB, PLOP and RCIL, and 30 % below it for EfficientNet-Lite0, whose activations XLA computes
+such array once, beside BLOCK_COPIES of a block's logits. XLA's figure for the compiled step on a CPU (arguments + temporaries, float32) was within
+13 % of it for ResNet-50, ResNet-101 and Swin-B with MiB, PLOP and RCIL, and 35 % below it for EfficientNet-Lite0, whose activations XLA computes
 again. In bfloat16 a CPU keeps float32 copies as well, twice as much. No accelerator has been compared.
 
 Time is floating-point operations / (those a second in a matrix product x EFFICIENCY), the share of it that whole steps reached on two CPU
@@ -25,7 +25,7 @@ from nest_jax import config as configs
 from nest_jax import segmenter as seg
 from nest_jax.tasks import Protocol
 
-BLOCK_COPIES = 4  # of a block's logits: upsampled, their softmax, the gradient of both
+BLOCK_COPIES = 8  # of a block's logits: both models' upsampled logits, their softmaxes, gradients
 EFFICIENCY = (0.2, 0.6)
 
 log = logging.getLogger(__name__)
