@@ -23,6 +23,11 @@ ROOT = Path(__file__).parent.parent
             ["--config=configs/shapes.py", "--set", "train.crop_size=32", "--images", "64,32,32", "--rounds", "1"],
             ["statistics", "pretuning", "training", "NeST / whole run"],
         ),
+        (
+            "startup.py",
+            ["--config=configs/shapes.py", "--set", "train.crop_size=32", "--set", "dataset.size=32", "--rounds", "1"],
+            ["cold", "warm", "ratio"],
+        ),
     ],
 )
 def test_benchmarks_run(script, arguments, printed):
