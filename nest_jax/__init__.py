@@ -1,6 +1,9 @@
 """Class-incremental semantic segmentation with JAX: NeST and the methods it prepares classifiers for."""
 
+import time
 from typing import TYPE_CHECKING, Any
+
+STARTED = time.monotonic()  # of a command line, as nearly as it can know
 
 if TYPE_CHECKING:
     from nest_jax.train import run as run

@@ -40,14 +40,16 @@ def keep() -> Path | None:
     given = settings.jax_compilation_cache_dir
     if not given and jax.distributed.is_initialized():
         return None
-    folder = Path(given) if given else default_folder()
-    if not given:
+    if given:
+        folder = Path(given)
+    else:
         try:
+            folder = default_folder()
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
             trim(folder.rglob("*"), LIMIT)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the home directory
             log.warning("compiled programs are not kept: %s", error)
             return None
         settings.update("jax_compilation_cache_dir", str(folder))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from nest_jax import __version__, compilation, config, interruption, memory, plugins, tasks, validation
+from nest_jax import STARTED, __version__, compilation, config, interruption, memory, plugins, tasks, validation
 from nest_jax.command import Parser, exit_code, split_overrides
 from nest_jax.errors import InputError
 
@@ -98,7 +98,8 @@ def run(arguments: Sequence[str]) -> None:
     logging.getLogger("nest_jax").setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     try:
         with interruption.listening():
-            train.run(settings, flags.workdir or f"runs/{settings.name}", profile=flags.profile)
+            workdir = flags.workdir or f"runs/{settings.name}"
+            train.run(settings, workdir, profile=flags.profile, started=STARTED)
     except interruption.Stopped as stopped:
         print(f"stopped and saved ({stopped}); the same command continues", file=sys.stderr)
 
@@ -138,13 +139,16 @@ def join_processes(flags: argparse.Namespace) -> None:
 
 
 def describe(settings: config.Config) -> str:
-    """The resolved config, one line per task, and the network's size and shapes."""
-    shapes = validation.shape_check(settings)
+    """The resolved config, one line per task, the network's size and shapes, and what a training step will take."""
+    from nest_jax import estimate
+
+    shapes, protocol = validation.shape_check(settings), config.protocol(settings)
     height, width, channels = shapes["pre_logits"][1:]
     return (
         f"{config.to_json(config.resolve(settings))}"
-        f"{tasks.describe(config.protocol(settings))}\n"
-        f"network: {shapes['parameters']:,} parameters, features {height} x {width} x {channels}, {shapes['logits'][-1]} classes at the end"
+        f"{tasks.describe(protocol)}\n"
+        f"network: {shapes['parameters']:,} parameters, features {height} x {width} x {channels}, {shapes['logits'][-1]} classes at the end\n"
+        f"{estimate.told(settings, protocol)}"
     )
 
 

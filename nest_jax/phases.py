@@ -16,7 +16,7 @@ PHASES = ("statistics", "pretuning", "preparation", "training")  # in the order 
 
 
 class Context(NamedTuple):
-    """Where a task runs, the seconds and steps that its phases have taken so far, and how many steps of each are to be recorded (`profiling`)."""
+    """Where a task runs, the seconds and steps that its phases have taken so far; how many steps of each are recorded, and what the first one tells."""
 
     workdir: Any
     config: Any
@@ -26,6 +26,7 @@ class Context(NamedTuple):
     seconds: dict[str, float]
     steps: dict[str, int]
     profile: int = 0
+    first_step: Callable[[Any], None] = lambda result: None  # of `startup.watched`
 
 
 @jax.jit
@@ -82,6 +83,7 @@ def run(
             placed = sharding.global_batch(batch, context.mesh)
             with jax.profiler.StepTraceAnnotation(phase, step_num=done):
                 carry, scalars = compiled(carry, frozen, placed)
+            context.first_step(carry)
             record(done - start, carry)
             waiting.append((done, scalars))
             # Processes must agree, and their clocks do not: they meet where losses are fetched.

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from nest_jax import (
     base,
     checkpoints,
     collected,
+    estimate,
     evaluate,
     interruption,
     optim,
@@ -38,6 +39,7 @@ from nest_jax.data import Data
 from nest_jax.errors import InputError
 from nest_jax.initialisation import Job
 from nest_jax.method import Method, Student
+from nest_jax.startup import watched
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +57,11 @@ class Run(NamedTuple):
     segmenter: seg.Segmenter
     data: Data
     profile: Mapping[int, int] = {}  # task -> steps of every phase to record
+    first_step: Callable[[Any], None] = lambda result: None
+    startup: dict[str, Any] = {}  # what the first step told, once it is made
 
 
-def run(config: Any, workdir: Any, *, profile: int = 0) -> dict[str, Any]:
+def run(config: Any, workdir: Any, *, profile: int = 0, started: float | None = None) -> dict[str, Any]:
     """Trains all tasks of a config and returns what `workdir/results.json` holds.
 
     A run that was interrupted continues: call it again with the same workdir.
@@ -66,12 +70,14 @@ def run(config: Any, workdir: Any, *, profile: int = 0) -> dict[str, Any]:
         config: of `nest_jax.config.load("configs/voc_15_1.py:method=mib")`, perhaps changed.
         workdir: local path or gs://...
         profile: so many steps of each phase of the first task that is learnt are recorded under `workdir/profile`.
+        started: when the command was given, of `time.monotonic`; default: now.
 
     Raises:
         InputError: config, data, weights or workdir are not usable; nothing has been overwritten.
         TrainingError: a loss became non-finite, or a data worker died.
         Stopped: a signal asked for it (only where `interruption.listening`); the same call continues.
     """
+    started = time.monotonic() if started is None else started
     validation.validate(config)
     config = configs.resolve(config)
     workdir = storage.located(workdir)
@@ -87,12 +93,17 @@ def run(config: Any, workdir: Any, *, profile: int = 0) -> dict[str, Any]:
         if config.extend_from:
             writers.say(f"task 0 is {config.extend_from}, taken over as it is")
         first = max(len(rundir.completed_tasks(workdir)), int(bool(config.init_from or config.extend_from)))
-        mesh = sharding.mesh(config.sharding.fsdp)
-        shared = Run(config, workdir, mesh, writer, seg.build(config), data, {first: profile})
+        startup: dict[str, Any] = {}
+        first_step = stack.enter_context(watched(started, startup))
+        mesh, segmenter = sharding.mesh(config.sharding.fsdp), seg.build(config)
+        shared = Run(config, workdir, mesh, writer, segmenter, data, {first: profile}, first_step, startup)
         model = {} if continues(workdir) else base.model(config, shared.segmenter, data, task_key(shared, 0))
         # Data, weights and an earlier run's base model are there: from now on the workdir is this config's.
         storage.on_first_process(lambda: configs.claim(config, workdir))
         storage.on_first_process(lambda: task_data.claim(data, workdir))
+        if config.log.progress and first < len(learnt) and jax.process_index() == 0:
+            images = [image_counts(data, task) for task in range(first, len(learnt))]
+            writers.say(estimate.told(config, learnt, first, images))
         outcome = results.new(config.name, config, len(reported.seen(0)))
         for task in range(len(learnt)):
             if interruption.agreed(interruption.requested(), meeting=True)[0]:
@@ -104,6 +115,12 @@ def run(config: Any, workdir: Any, *, profile: int = 0) -> dict[str, Any]:
         sheet = pictures.sheet(workdir)
         writers.say(f"results: {workdir}/results.json, results.csv" + (f"; pictures: {sheet}" if sheet else ""))
         return outcome if jax.process_index() else results.read(workdir)
+
+
+def image_counts(data: Data, task: int) -> estimate.Images:
+    """Images that a task trains on and is evaluated on."""
+    val = tasks.test_indices(data.val.presence, data.protocol, task)
+    return estimate.Images(len(task_data.training_images(data, task)), len(val))
 
 
 def continues(workdir: Any) -> bool:
@@ -132,7 +149,10 @@ def run_task(run: Run, task: int, previous: Model) -> tuple[Model, dict[str, Any
         log.info("task %d is complete: %s", task, directory)
         rundir.drop_rolling(run.workdir, task)  # a kill may have come between the save and this
         return tree["model"], saved["report"]
-    context = phases.Context(run.workdir, run.config, run.mesh, run.writer, task, {}, {}, run.profile.get(task, 0))
+    context = phases.Context(
+        run.workdir, run.config, run.mesh, run.writer, task, {}, {}, run.profile.get(task, 0), run.first_step
+    )
+    started_before = bool(run.startup)
     if task:
         student, details = prepared_student(run, context, previous)
         model, found = train_task(run, context, student, teacher=previous)
@@ -153,14 +173,13 @@ def run_task(run: Run, task: int, previous: Model) -> tuple[Model, dict[str, Any
         num_base=len(run.data.reported.seen(0)),
         seconds={**context.seconds, "evaluation": time.monotonic() - started},
         steps=context.steps,
-        images={
-            "train": len(task_data.training_images(run.data, task)),
-            "val": len(tasks.test_indices(run.data.val.presence, protocol, task)),
-        },
+        images=image_counts(run.data, task)._asdict(),
         peak_memory_bytes=results.peak_memory_bytes(),
     )
     if run.config.extend_from:  # the data need not show what the model knew before
         report["metrics"] |= results.of_those_measured(report["per_class"], len(run.data.reported.seen(0)))
+    if run.startup and not started_before:
+        report["startup"] = dict(run.startup)
     metadata = {"task": task, "classes": run.data.class_names(protocol.seen(task)), "config": run.config}
     checkpoints.save(directory, {"model": model, "details": details}, {**metadata, "report": report})
     rundir.drop_rolling(run.workdir, task)

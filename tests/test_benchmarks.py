@@ -38,6 +38,11 @@ ROOT = Path(__file__).parent.parent
             ["--config=configs/shapes.py", "--config.train.crop_size=32", "--steps", "2", "--rounds", "1"],
             ["one batch", "loader", "the device waits"],
         ),
+        (
+            "startup.py",
+            ["--config=configs/shapes.py", "--set", "train.crop_size=32", "--set", "dataset.size=32", "--rounds", "1"],
+            ["cold", "warm", "ratio"],
+        ),
     ],
 )
 def test_benchmarks_run(script, arguments, printed):

@@ -21,7 +21,7 @@ class Train:
         self.raises = raises
         self.calls = []
 
-    def run(self, config, workdir, *, profile):
+    def run(self, config, workdir, *, profile, started):
         self.profile = profile
         self.calls.append((config, workdir))
         if self.raises is not None:
@@ -99,6 +99,7 @@ def test_validate_only_prints_the_config_and_the_tasks(train, capsys):
     assert '"dtype": "float32"' in out and '"learning_rate": 0.5' in out
     assert "\ntask 0: 100 classes" in out and "\ntask 10: 5 classes" in out
     assert "features 32 x 32 x 256, 151 classes at the end" in out
+    assert out.splitlines()[-1].startswith("estimate (1 x cpu): ") and out.endswith(" a step\n")
     assert not train.calls and not Path("runs/ade_100_5").exists()
 
 

@@ -47,6 +47,9 @@ def test_a_run_leaves_what_it_promises(base):
         assert np.array(task["confusion"]).shape == (len(task["per_class"]),) * 2
     assert outcome["tasks"][0]["metrics"]["miou_new"] is None
     assert set(outcome["tasks"][1]["seconds"]) == {"statistics", "pretuning", "training", "evaluation"}
+    startup = outcome["tasks"][0]["startup"]
+    assert startup["first_step"] > startup["compiling"] > 0 == startup["loaded"] and startup["programs"] > 1
+    assert "startup" not in outcome["tasks"][1]
     assert outcome["tasks"][1]["steps"]["training"] == outcome["tasks"][1]["images"]["train"] // 8
     assert (workdir / "results.csv").read_text().count("\n") == 3
     assert (workdir / "pictures" / "sheet.png").stat().st_size > 1000
