@@ -4,7 +4,6 @@ import argparse
 import json
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import captured_steps
@@ -23,7 +22,7 @@ def resolved(spec: str, changes: list[str]) -> Any:
     """The config of a spec with KEY=VALUE changes; random weights."""
     config = configs.load(spec)
     configs.override(config, [("backbone.pretrained", "none"), ("evaluate.pictures", "0")])
-    configs.override(config, [tuple(item.split("=", 1)) for item in changes])
+    configs.override(config, [(key, value) for key, _, value in (item.partition("=") for item in changes)])
     return configs.resolve(config)
 
 
@@ -115,9 +114,10 @@ def main() -> None:
     batch = captured_steps.host_batch(config)
     steps, student = captured_steps.capture(config, batch, change=partial(as_if_trained, other))
     captured = steps["training"]
-    np.savez(options.inputs, **inputs(config, captured, student, batch, options.check))
+    arrays = inputs(config, captured, student, batch, options.check)
+    np.savez(options.inputs, **arrays)  # pyright: ignore[reportArgumentType]
     seen = [len(configs.protocol(config).seen(task)) for task in (0, 1)]
-    del steps, student
+    del steps, student, arrays
     carry = captured.carry
     captured = captured._replace(carry=None)
 
@@ -146,7 +146,8 @@ def main() -> None:
         return {"seconds": seconds, "terms": terms}
 
     def parameters(path: str) -> dict[str, Any]:
-        np.savez(Path(path), **to_torch.state_dict(_model(carry), config, seen))
+        arrays = to_torch.state_dict(_model(carry), config, seen)
+        np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
         return {}
 
     def settle() -> dict[str, Any]:

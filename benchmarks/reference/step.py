@@ -101,7 +101,7 @@ def make(path, *, compiled):
     def step():
         optimiser.zero_grad(set_to_none=True)
         found = loss(images, labels)
-        total = sum(found.values())
+        total = torch.stack(list(found.values())).sum()
         total.backward()
         optimiser.step()
         schedule.step()

@@ -109,8 +109,8 @@ class Stage(nn.Module):
             self.downsample = PatchMerging(width)
 
     def forward(self, x):
-        full = (side + -side % self.window for side in x.shape[1:3])
-        mask = shifted_mask(*full, self.window, self.window // 2, x.device)
+        height, width = (side + -side % self.window for side in x.shape[1:3])
+        mask = shifted_mask(height, width, self.window, self.window // 2, x.device)
         for block in self.blocks:
             x = block(x, mask)
         return x
