@@ -101,7 +101,8 @@ def forwards(config: Any, teacher: bool, first: int, images: Sequence[Images]) -
         steps += mine
         total += mine * (4 if teacher and task else 3) + val / train.batch_size
         if task and "epochs" in config.classifier_init:  # a pass over the data, then pre-tuning
-            total += (1 + config.classifier_init.epochs) * per_epoch
+            cached = config.classifier_init.get("features") == "cached"
+            total += (config.classifier_init.views if cached else 1 + config.classifier_init.epochs) * per_epoch
     return steps, total
 
 

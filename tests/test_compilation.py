@@ -67,6 +67,7 @@ def enabled(monkeypatch, tmp_path):
     names = ("jax_enable_compilation_cache", "jax_compilation_cache_dir", *compilation.SETTINGS)
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     yield tmp_path
     for name, value in before.items():
