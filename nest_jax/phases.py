@@ -97,7 +97,7 @@ def run(
             loss = None
             if due or done == steps or done % config.log.every_steps == 0:
                 loss = _log(context, phase, waiting)  # the only place that waits for the device
-            bar.update(1, loss=loss, images=len(batch["label"]) * jax.process_count())
+            bar.update(1, loss=loss, images=len(next(iter(batch.values()))) * jax.process_count())
             if due or done == steps:
                 _check_state(context, phase, done, carry)
                 context.seconds[phase] = spent + time.monotonic() - clock
@@ -137,7 +137,7 @@ def outputs(
             before = batch, made
             if interruption.agreed(interruption.requested(), meeting=done % context.config.log.every_steps == 0)[0]:
                 raise interruption.Stopped(f"task {context.task}, {title}, batch {done} of {steps}")
-            bar.update(1, images=len(batch["label"]) * jax.process_count())
+            bar.update(1, images=len(next(iter(batch.values()))) * jax.process_count())
     if before:
         yield before[0], jax.tree.map(sharding.own_rows, before[1])
     context.seconds[phase] = context.seconds.get(phase, 0.0) + time.monotonic() - clock
