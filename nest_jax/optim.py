@@ -19,7 +19,8 @@ class PolyState(NamedTuple):
 def rate(state: PolyState, power: float, *, shift: int = 0) -> Array:
     """`learning_rate (1 - (i + shift)/steps)^power` at step i = `state.count`; never below 0."""
     left = state.steps - jnp.minimum(state.count + shift, state.steps)
-    return state.learning_rate * (left / state.steps) ** power
+    # Times the reciprocal, as XLA divides by constants: the rates are those of a program that knows the number of steps.
+    return state.learning_rate * (left * (1 / state.steps)) ** power
 
 
 def poly(learning_rate: float, steps: int, power: float, *, shift: int = 0) -> optax.GradientTransformation:
