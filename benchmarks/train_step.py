@@ -28,6 +28,7 @@ import numpy as np
 from reference import pipe
 
 HERE = Path(__file__).parent
+Workers = dict[str, tuple[subprocess.Popen, Path]]  # and their logs
 SIDES = {"nest_jax": "", "torch": "eager", "torch.compile": "compile"}
 # By compute dtype: of a loss term; of the changes of the tensors (median). Rounding puts a few activations on the other side of a ReLU's kink,
 # each of which changes all gradients below it by thousandths; with a slope near 1 the changes of ResNet-101 agree to 1e-4.
@@ -106,7 +107,7 @@ def main() -> None:
     ] * options.check  # the changes are the gradients, far above the weights' rounding
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore
     with tempfile.TemporaryDirectory() as folder:
-        workers: dict[str, tuple[subprocess.Popen, Path]] = {}
+        workers: Workers = {}
         try:
             measure(options, names, changes, Path(folder), workers)
         except RuntimeError as error:
@@ -117,25 +118,26 @@ def main() -> None:
                 worker.communicate()
 
 
-def measure(options: Any, names: list[str], changes: list[str], folder: Path, workers: dict) -> None:
+def measure(options: Any, names: list[str], changes: list[str], folder: Path, workers: Workers) -> None:
     """Starts the workers, compares their first steps, and prints the table or the comparison."""
     inputs, (our_environment, their_environment) = folder / "inputs.npz", environments(options.device)
 
-    def start(name: str, command: list[str], **options: Any) -> None:
+    def launch(name: str, command: list[str], **places: Any) -> None:
         log = folder / f"{name}.log"
-        workers[name] = pipe.start(command, log, **options), log
+        workers[name] = pipe.start(command, log, **places), log
 
     def ask(name: str, command: str, **arguments: Any) -> dict[str, Any]:
-        return pipe.ask(*workers[name], command, **arguments)
+        worker, log = workers[name]
+        return pipe.ask(worker, log, command, **arguments)
 
     ours = [sys.executable, str(HERE / "train_step_side.py"), f"--config={options.config}", f"--inputs={inputs}"]
     ours += [part for change in changes for part in ("--set", change)] + ["--check"] * options.check
-    start("nest_jax", ours, env=our_environment)  # it also writes the weights, whatever is measured
+    launch("nest_jax", ours, env=our_environment)  # it also writes the weights, whatever is measured
     about = ask("nest_jax", "about")
     found: dict[str, dict[str, Any]] = {}
     for name in names:
         if name != "nest_jax":
-            start(
+            launch(
                 name,
                 [options.torch_python, "-m", "reference", str(inputs), SIDES[name]],
                 cwd=HERE,

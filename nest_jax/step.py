@@ -27,18 +27,23 @@ def make(
     accumulation: int = 1,
     block_rows: int = 0,
     gather: Callable[[Any], Any] = lambda tree: tree,
+    trainable: Any = True,
 ) -> Step:
     """`step(state, frozen, batch) -> (state, terms)`, pure; the caller jits it.
 
     `frozen` = {"teacher": {"network", "classifier", "batch_stats"} or None, "table": uint8 [256], "key": uint32 [2]}.
     `batch` = {"image" uint8 (or normalised float) [b, H, W, 3], "label" uint8 [b, H, W], raw}. `terms` are the weighted loss terms and their
     sum "loss", means over the batch; with a teacher also "similarity" and "similarity_std", mean and standard deviation over positions of the cosine
-    between its pre-logits and the student's, which are watched and not trained. `gather` makes sharded parameters whole. With `accumulation` > 1 the batch is cut into that many parts, one after the other: the gradient
-    is that of the whole batch, batch statistics are those of each part.
+    between its pre-logits and the student's, which are watched and not trained. `gather` makes sharded parameters whole. `trainable`, booleans
+    over the network's parameters, leaves out the gradients of those that are False. With `accumulation` > 1 the batch is cut into that many
+    parts, one after the other: the gradient is that of the whole batch, batch statistics are those of each part.
     """
 
     def loss(params, batch_stats, frozen, prepared, images, labels, key):
         params, batch_stats = gather(params), gather(batch_stats)
+        if trainable is not True:
+            network = jax.tree.map(lambda t, p: p if t else jax.lax.stop_gradient(p), trainable, params["network"])
+            params = {**params, "network": network}
         labels = frozen["table"][labels.astype(jnp.int32)].astype(jnp.int32)
         with jax.named_scope("student"):
             features, batch_stats = seg.apply(segmenter, params["network"], batch_stats, images, train=True, key=key)

@@ -258,6 +258,7 @@ def train_task(run: Run, context: phases.Context, student: Student, teacher: Mod
         accumulation=config.gradient_accumulation,
         block_rows=run.config.loss.block_rows,
         gather=partial(sharding.gathered, mesh=run.mesh),
+        trainable=student.trainable,
     )
     batches = partial(task_data.augmented, data, task, "training", stop=steps)
     start = state.create(student.model, optimiser, prepared)
