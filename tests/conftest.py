@@ -7,8 +7,9 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # one folder of compiled programs for all workers and all runs that tests start
-    _compiled = tempfile.TemporaryDirectory()  # the user's stays as it is
+# One folder of compiled programs for all workers and all runs that tests start; the user's stays as it is.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # golden numbers and bit-identity are the CPU's
 # Before anything imports the package: every call in a test checks the shapes and types that signatures state.
