@@ -48,7 +48,7 @@ def pseudo_labelled_cross_entropy(method, logits, old_logits, labels, thresholds
 
 def compared(outputs, old):
     """Maps of the body, pre-logits, and the small logits with those of new classes added to background."""
-    _, logits = outputs["pre_logits"], outputs["logits"]
+    logits = outputs["logits"]
     background = logits[:, :1] + logits[:, old:].sum(1, keepdim=True)
     return [*outputs["maps"], outputs["pre_logits"], torch.cat([background, logits[:, 1:old]], 1)]
 

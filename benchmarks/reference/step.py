@@ -2,7 +2,6 @@
 
 # pyright: reportMissingImports=false
 import json
-import random
 
 import numpy as np
 import torch
@@ -65,7 +64,7 @@ def make(path, *, compiled):
         inputs = {key: file[key] for key in file.files}
     about = json.loads(str(inputs["about"]))
     device = torch.device(about["device"])
-    torch.manual_seed(random.Random(0).randrange(2**31))
+    torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
     student = loaded(inputs, "student/", about, about["seen"], device)
