@@ -48,7 +48,7 @@ def test_a_run_leaves_what_it_promises(base):
     assert outcome["tasks"][0]["metrics"]["miou_new"] is None
     assert set(outcome["tasks"][1]["seconds"]) == {"statistics", "pretuning", "training", "evaluation"}
     startup = outcome["tasks"][0]["startup"]
-    assert startup["first_step"] > startup["compiling"] > 0 == startup["loaded"] and startup["programs"] > 1
+    assert startup["first_step"] > startup["compiling"] > 0 and startup["programs"] >= max(startup["loaded"], 2)
     assert "startup" not in outcome["tasks"][1]
     assert outcome["tasks"][1]["steps"]["training"] == outcome["tasks"][1]["images"]["train"] // 8
     assert (workdir / "results.csv").read_text().count("\n") == 3
