@@ -5,7 +5,7 @@
 
 The machine's two ceilings are measured first: FLOP/s of a large matrix product in the config's dtype, bytes/s of adding one to a large array. Then
 the parts of MiB's step: teacher forward, student forward in train mode, the same with its gradient, losses with their gradient, update; and the step. FLOPs
-"by hand" are 2 x kernel x outputs of every convolution and dense layer (three times that with gradients: one product forward, two backward);
+"by hand" are 2 x kernel x outputs of every convolution and dense layer, without what falls on padding (three times that with gradients: one product forward, two backward);
 "XLA" is the compiler's count before it optimises, in which a loop's body counts once. Bytes are those of the compiled program. The floor of a part is the larger of FLOPs by hand / FLOP ceiling
 and the bytes that cannot be avoided / byte ceiling: the outputs of those layers written and read once forward, twice more with gradients; parameters, momenta and gradients
 read and written in the update. Medians of --rounds, all parts in turn.
@@ -21,6 +21,7 @@ import captured_steps
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nest_jax import blockwise, layers, memory, optim, plugins
@@ -46,27 +47,39 @@ def ceilings(dtype: Any, rounds: int = 5) -> tuple[float, float]:
     return 2 * big**3 / best["product"], 2 * long.nbytes / best["add"]
 
 
+def met(size: int, module: nn.Module) -> float:
+    """How many taps of a kernel's row meet the map, as a mean over `size` outputs: those on the padding are no work."""
+    if not isinstance(module, layers.Conv):
+        return 1.0
+    taps, stride, dilation = module.kernel_size, module.stride, module.dilation
+    places = np.arange(size)[:, None] * stride + (np.arange(taps) - taps // 2)[None] * dilation
+    return float(np.mean(np.sum((places >= 0) & (places < size * stride), axis=1)))
+
+
 def by_hand(segmenter: seg.Segmenter, variables: Any, images: Any) -> tuple[float, float]:
     """FLOPs of a forward pass, and the numbers that its convolutions and dense layers put out."""
+    modules = {}
+
+    def keep(module, name):
+        modules[module.path] = module
+        return isinstance(module, layers.Conv | nn.Dense)
 
     def outputs(variables, images):
+        images = segmenter.normalise(images)
         _, found = segmenter.network.apply(
-            variables,
-            segmenter.normalise(images),
-            train=False,
-            mutable=["intermediates"],
-            capture_intermediates=lambda module, name: isinstance(module, layers.Conv | nn.Dense),
+            variables, images, train=False, mutable=["intermediates"], capture_intermediates=keep
         )
         return found["intermediates"]
 
-    found = jax.eval_shape(outputs, variables, images)
-    flops, numbers = 0, 0
-    for path, output in jax.tree_util.tree_leaves_with_path(found):
+    flops, numbers = 0.0, 0
+    for path, output in jax.tree_util.tree_leaves_with_path(jax.eval_shape(outputs, variables, images)):
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))[:-1]  # without "__call__"
         kernel = variables["params"]
-        for key in path:
-            if isinstance(key, jax.tree_util.DictKey) and key.key != "__call__":
-                kernel = kernel[key.key]
-        flops += 2 * output.size * math.prod(kernel["kernel"].shape[:-1])
+        for name in names:
+            kernel = kernel[name]
+        inputs = kernel["kernel"].shape[-2]
+        taps = math.prod(met(size, modules[names]) for size in output.shape[1:-1])
+        flops += 2 * output.size * inputs * taps
         numbers += output.size
     return flops, numbers
 
