@@ -26,6 +26,14 @@ class Captured(NamedTuple):
     batch: Any
 
 
+def resolved(spec: str, changes: list[str]) -> Any:
+    """The config of a spec with KEY=VALUE changes; random weights."""
+    config = configs.load(spec)
+    configs.override(config, [("backbone.pretrained", "none"), ("evaluate.pictures", "0")])
+    configs.override(config, [(key, value) for key, _, value in (item.partition("=") for item in changes)])
+    return configs.resolve(config)
+
+
 def precision(config: Any) -> Any:
     """The context in which the trainer traces its steps."""
     return jax.default_matmul_precision("highest" if config.dtype == "float32" else "default")

@@ -25,7 +25,6 @@ import numpy as np
 import optax
 
 from nest_jax import blockwise, layers, memory, optim, plugins
-from nest_jax import config as configs
 from nest_jax import segmenter as seg
 
 
@@ -194,9 +193,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     memory.keep_freed()
-    config = configs.load(options.config)
-    configs.override(config, [("backbone.pretrained", "none"), *(tuple(item.split("=", 1)) for item in options.set)])
-    config = configs.resolve(config)
+    config = captured_steps.resolved(options.config, options.set)
     with captured_steps.precision(config):
         measure(config, options.rounds)
 

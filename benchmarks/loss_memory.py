@@ -12,11 +12,10 @@ import argparse
 import statistics
 import time
 
+import captured_steps
 import jax
 import numpy as np
-from captured_steps import precision
 
-from nest_jax import config as configs
 from nest_jax import memory, optim, plugins, state, step
 from nest_jax import segmenter as seg
 
@@ -41,7 +40,7 @@ def compiled_step(config, num_old: int, num_new: int, *, whole: bool):
         return state.create(start(num_old + num_new), optimiser), frozen, {"image": images, "label": images[..., 0]}
 
     made = step.make(segmenter, method, optimiser, block_rows=size if whole else 0)
-    with precision(config):
+    with captured_steps.precision(config):
         shapes = jax.eval_shape(inputs)
         lowered = jax.jit(made, donate_argnums=0).lower(*shapes)
     return lowered.compile(), inputs
@@ -63,9 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0)
     options = parser.parse_args()
     memory.keep_freed()
-    config = configs.load(options.config)
-    configs.override(config, [("backbone.pretrained", "none"), *(tuple(item.split("=", 1)) for item in options.set)])
-    config = configs.resolve(config)
+    config = captured_steps.resolved(options.config, options.set)
     print(
         f"{config.backbone.name}, batch {config.train.batch_size}, crop {config.train.crop_size}, {config.dtype}, {jax.devices()[0].device_kind}"
     )

@@ -55,10 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     memory.keep_freed()  # as the trainer does
-    config = configs.load(options.config)
-    configs.override(config, [("backbone.pretrained", "none"), ("evaluate.pictures", "0")])
-    configs.override(config, [tuple(item.split("=", 1)) for item in options.set])
-    config = configs.resolve(config)
+    config = captured_steps.resolved(options.config, options.set)
     if options.images:
         images = [int(count) for count in options.images.split(",")]
     else:

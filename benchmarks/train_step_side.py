@@ -18,14 +18,6 @@ from nest_jax import segmenter as seg
 from nest_jax.method import Student
 
 
-def resolved(spec: str, changes: list[str]) -> Any:
-    """The config of a spec with KEY=VALUE changes; random weights."""
-    config = configs.load(spec)
-    configs.override(config, [("backbone.pretrained", "none"), ("evaluate.pictures", "0")])
-    configs.override(config, [(key, value) for key, _, value in (item.partition("=") for item in changes)])
-    return configs.resolve(config)
-
-
 def as_if_trained(images: np.ndarray, segmenter: seg.Segmenter, model: Model) -> Model:
     """`model` as trained weights would be: statistics of random `images`, residual branches weak, every tenth factor of the norms negative.
 
@@ -106,7 +98,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     memory.keep_freed()  # as the trainer does
-    config = resolved(options.config, options.set)
+    config = captured_steps.resolved(options.config, options.set)
     if options.check:
         without_draws()
     size = config.train.batch_size, config.train.crop_size, config.train.crop_size, 3
