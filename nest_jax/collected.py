@@ -1,8 +1,10 @@
 """What a frozen network makes of a task's images, computed once and kept in host memory, for phases that would compute it anew in every epoch."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,9 +77,16 @@ def _order(seed: tuple[int, ...], images: int, batch_size: int, columns: range, 
 
 def _check_memory(task: int, batch: Batch, count: int) -> None:
     needed = count * sum(value.nbytes for value in batch.values())
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    free = _available_memory()
     if needed > free:
         raise InputError(
-            f"classifier_init.features=cached: the features of task {task} take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free; "
+            f"classifier_init.features=cached: the features of task {task} take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are available; "
             "use features=online, or fewer classifier_init.views"
         )
+
+
+def _available_memory() -> int:
+    """Bytes that a process may still take: on Linux what is free or only caches files, which training fills; elsewhere all there is."""
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    return int(found[1]) * 1024 if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -107,6 +107,7 @@ def test_every_image_once_an_epoch_whatever_the_number_of_processes(monkeypatch,
 def test_features_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match=r"classifier_init.features=cached: .* task 3 .* GB"):
         collected._check_memory(3, {"features": np.zeros(1000)}, 10**15)
+    collected._check_memory(3, {"features": np.zeros(1000)}, 1000)
 
 
 def test_views_need_cached_features():
